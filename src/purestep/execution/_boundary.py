@@ -1,0 +1,161 @@
+"""Between a user's nested arguments and a compiled graph's flat lists of tensors.
+
+A ``form`` is a hashable description of a nesting without its tensors. Flat lists cost Dynamo a few microseconds to
+check where a TensorClass costs tens, and a form that was seen before needs no check of its structure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch.utils._pytree as pytree
+from tensordict import TensorDict, TensorDictBase, is_tensorclass
+from torch import Tensor
+
+from purestep.state import TrainState
+
+_TENSOR = ("tensor",)
+
+
+class DonatedStateError(RuntimeError):
+    """A state was read after it was donated to a compiled step."""
+
+
+class Flat(NamedTuple):
+    """The leaves of a state, in the order of its form."""
+
+    leaves: list[Tensor]
+    form: Any
+
+
+def flatten(value: Any, name: str) -> tuple[list[Tensor], Any]:
+    """Return the tensors of a nesting, and its form.
+
+    Raises:
+        TypeError: a leaf that is not a tensor, with the path to it.
+    """
+    leaves: list[Tensor] = []
+    return leaves, _flatten(value, leaves, name)
+
+
+def _flatten(value: Any, leaves: list[Tensor], path: str) -> Any:
+    if isinstance(value, Tensor):
+        leaves.append(value)
+        return _TENSOR
+    kind = type(value)
+    if is_tensorclass(value):
+        fields = value._tensordict
+        return ("class", kind, _flatten(fields, leaves, path))
+    if isinstance(value, TensorDictBase):
+        keys, children = tuple(value.keys()), list(value.values())
+        forms = tuple(_flatten(child, leaves, f"{path}[{key!r}]") for key, child in zip(keys, children, strict=True))
+        return ("tensordict", tuple(value.batch_size), keys, forms)
+    if kind in (dict, tuple, list):
+        keys = tuple(value) if kind is dict else tuple(range(len(value)))
+        return (kind, keys, tuple(_flatten(value[key], leaves, f"{path}[{key!r}]") for key in keys))
+    if kind in pytree.SUPPORTED_NODES:
+        children, context = pytree.SUPPORTED_NODES[kind].flatten_fn(value)
+        forms = tuple(_flatten(child, leaves, f"{path}.{i}") for i, child in enumerate(children))
+        return ("node", kind, context, forms)
+    raise TypeError(f"{path} must be a tensor or a nesting of tensors, got {value!r} of type {kind.__name__}")
+
+
+def unflatten(form: Any, leaves: list[Tensor]) -> Any:
+    """Return the nesting of a form, filled with tensors; the inverse of :func:`flatten`."""
+    return _unflatten(form, iter(leaves))
+
+
+def _unflatten(form: Any, leaves: Iterator[Tensor]) -> Any:
+    kind = form[0]
+    if kind == "tensor":
+        return next(leaves)
+    if kind == "class":
+        return form[1].from_tensordict(_unflatten(form[2], leaves))
+    if kind == "tensordict":
+        _, batch_size, keys, forms = form
+        return TensorDict(
+            {key: _unflatten(child, leaves) for key, child in zip(keys, forms, strict=True)}, batch_size=batch_size
+        )
+    if kind == "node":
+        _, node, context, forms = form
+        return pytree.SUPPORTED_NODES[node].unflatten_fn([_unflatten(child, leaves) for child in forms], context)
+    _, keys, forms = form
+    children = [_unflatten(child, leaves) for child in forms]
+    return dict(zip(keys, children, strict=True)) if kind is dict else kind(children)
+
+
+def flatten_state(state: Any) -> Flat:
+    """Return a state's leaves and form; of a state that a donating step returned, without walking it again."""
+    if not isinstance(state, TrainState):
+        raise TypeError(f"state must be a TrainState (ps.init_state makes one), got {type(state).__name__}")
+    known = vars(state).get("_purestep_flat")
+    # A locked TensorDict cannot get other leaves, so what was true when it was returned still is.
+    if known is not None and state.is_locked:
+        return known
+    leaves, form = flatten(state, "state")
+    return Flat(leaves, form)
+
+
+def check_owned(state: TrainState, flat: Flat) -> None:
+    """Raise ``ValueError`` where two leaves share storage: a write to one would change the other."""
+    if "_purestep_flat" in vars(state):
+        return
+    owners: dict[int, int] = {}
+    for position, leaf in enumerate(flat.leaves):
+        if leaf.numel() and owners.setdefault(leaf.untyped_storage().data_ptr(), position) != position:
+            raise ValueError(
+                f"state must not hold the same storage twice where it is donated (two entries of shape "
+                f"{tuple(leaf.shape)} do): give state.clone(), whose entries are apart"
+            )
+
+
+def hand_over(state: TrainState, flat: Flat, reader: str) -> TrainState:
+    """Return a state over the same TensorDicts, and leave the given one unreadable."""
+    after = object.__new__(type(state))
+    vars(after).update(vars(state))
+    if "_purestep_flat" not in vars(after):
+        after.lock_()
+        vars(after)["_purestep_flat"] = flat
+    vars(state)["_tensordict"] = _Donated(reader)
+    vars(state).pop("_purestep_flat", None)
+    return after
+
+
+class _Donated:
+    """Stands where a donated state's tensors were."""
+
+    def __init__(self, reader: str) -> None:
+        object.__setattr__(self, "_reader", reader)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("__"):
+            return object.__getattribute__(self, name)
+        reader = object.__getattribute__(self, "_reader")
+        raise DonatedStateError(
+            f"this state was donated to the compiled step {reader!r}, and its storage holds the next state now: use "
+            "the state that the step returned, or give the step state.clone() where the old one is still needed"
+        )
+
+
+def check_same_form(before: Flat, after: Flat, step_name: str) -> None:
+    """Raise ``ValueError`` where a step's new state cannot take the old one's place."""
+    same = before.form == after.form and all(
+        a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+        for a, b in zip(before.leaves, after.leaves, strict=True)
+    )
+    if not same:
+        changed = [
+            f"{tuple(a.shape)} {a.dtype} became {tuple(b.shape)} {b.dtype}"
+            for a, b in zip(before.leaves, after.leaves, strict=False)
+            if (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device)
+        ]
+        raise ValueError(
+            f"with donate=True the new state of {step_name!r} must have the entries, shapes, dtypes and devices of the "
+            f"old one: {changed[0] if changed else 'its entries differ'}"
+        )
+
+
+def fake(values: list[Tensor], mode: Any) -> list[Tensor]:
+    """Return stand-ins without storage for tensors."""
+    return [mode.from_tensor(value.detach()) for value in values]

@@ -1,0 +1,156 @@
+"""One graph for a whole step, and donation: the new state written over the old one's storage."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from purestep.execution import _boundary
+from purestep.execution._boundary import Flat
+from purestep.state import TrainState
+
+
+def compile(
+    step: Callable[[TrainState, Any], Any],
+    *,
+    donate: bool = False,
+    dynamic: bool | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[[TrainState, Any], Any]:
+    """Return a step with the same meaning, compiled into one graph by ``torch.compile(fullgraph=True)``.
+
+    Forward, backward, clipping, schedule and update are one graph. Nothing that changes during training lives outside
+    the state, so a new rate, step or key compiles nothing. A batch of another shape compiles once more; that graph
+    takes any length.
+
+    Args:
+        step: a pure function ``(state, batch) -> (state, metrics)`` or ``(state, batch) -> metrics``. What it closes
+            over (modules, numbers, tensors) is taken as constant: changing it later has no effect.
+        donate: write the new state into the storage of the old one, inside the graph, so that no second copy of the
+            model exists. The state that was given in then refuses to be read, by name; tensors that were taken out of
+            it earlier change: clone what must stay.
+        dynamic, options: as in ``torch.compile``; ``options`` are the inductor's.
+
+    Returns:
+        A function of the same arguments and results. Called inside ``torch.func`` transforms or another compilation,
+        it is ``step`` itself, without donation.
+
+    Raises:
+        TypeError: ``step`` is no function; at the call, a state that is no :class:`TrainState`, or a batch that is not
+            made of tensors.
+        RuntimeError: at the first call on the CPU, where torch finds no C++ compiler.
+        ValueError: at the call, with ``donate``, where two entries of the state share storage, or where the new state
+            cannot take the old one's place.
+    """
+    if not callable(step):
+        raise TypeError(f"step must be a function (state, batch) -> (state, metrics), got {step!r}")
+    compiled = _Compiled(step, donate, dynamic, dict(options or {}))
+
+    @functools.wraps(step)
+    def compiled_step(state: TrainState, batch: Any) -> Any:
+        if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+            return step(state, batch)
+        return compiled(state, batch)
+
+    return compiled_step
+
+
+def compiler_missing() -> str | None:
+    """Return why torch's compiler cannot work on this CPU, or ``None`` where it can."""
+    from torch._inductor import cpp_builder, exc
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except (exc.InvalidCxxCompiler, RuntimeError, OSError):
+        return (
+            "torch's compiler needs a C++ compiler on the CPU, and none was found: install g++ or clang (Debian: "
+            "`apt-get install g++`), or name one in the environment variable CXX; or run the step without ps.compile"
+        )
+    return None
+
+
+class _Graph:
+    """One structure of (state, batch) and what was compiled for it."""
+
+    def __init__(self, run: Callable[..., list[Tensor]], form: Any, returns_state: bool) -> None:
+        self.run, self.form, self.returns_state = run, form, returns_state
+
+
+class _Compiled:
+    """A step, and the graphs compiled for the structures of arguments that it has met."""
+
+    def __init__(self, step: Callable[..., Any], donate: bool, dynamic: bool | None, options: dict[str, Any]) -> None:
+        self._step, self._donate, self._dynamic, self._options = step, donate, dynamic, options
+        self._name = getattr(step, "__qualname__", repr(step))
+        self._graphs: dict[Any, _Graph] = {}
+
+    def __call__(self, state: TrainState, batch: Any) -> Any:
+        flat = _boundary.flatten_state(state)
+        inputs, batch_form = _boundary.flatten(batch, "batch")
+        graph = self._graphs.get((flat.form, batch_form))
+        if graph is None:
+            graph = self._graphs[flat.form, batch_form] = self._trace(flat, Flat(inputs, batch_form))
+        donating = self._donate and graph.returns_state
+        if donating:
+            _boundary.check_owned(state, flat)
+        outputs = graph.run(flat.leaves, inputs)
+        results = _boundary.unflatten(graph.form, outputs)
+        return (_boundary.hand_over(state, flat, self._name), results) if donating else results
+
+    def _trace(self, state: Flat, batch: Flat) -> _Graph:
+        if any(leaf.device.type == "cpu" for leaf in state.leaves):
+            missing = compiler_missing()
+            if missing:
+                raise RuntimeError(missing)
+        returns_state, form = self._probe(state, batch)
+        run = _flat_function(self._step, state.form, batch.form, donate=self._donate and returns_state)
+        options = {"guard_filter_fn": _only_arguments, **self._options}
+        return _Graph(torch.compile(run, fullgraph=True, dynamic=self._dynamic, options=options), form, returns_state)
+
+    def _probe(self, state: Flat, batch: Flat) -> tuple[bool, Any]:
+        """Run the step once on tensors without storage: its errors are raised as they are, and its results' form is
+        known. (It also lets a module write what it writes at its first call, which would compile it twice.)"""
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            leaves = _boundary.fake(state.leaves, mode)
+            results = self._step(
+                _boundary.unflatten(state.form, leaves),
+                _boundary.unflatten(batch.form, _boundary.fake(batch.leaves, mode)),
+            )
+            returns_state = isinstance(results, tuple) and len(results) == 2 and isinstance(results[0], TrainState)
+            if not (self._donate and returns_state):
+                return returns_state, _boundary.flatten(results, "results")[1]
+            _boundary.check_same_form(Flat(leaves, state.form), _boundary.flatten_state(results[0]), self._name)
+            return True, _boundary.flatten(results[1], "metrics")[1]
+
+
+def _flat_function(step: Callable[..., Any], state_form: Any, batch_form: Any, *, donate: bool) -> Callable[..., Any]:
+    """Return ``step`` as a function of flat lists, which writes the new state into the old leaves where it donates."""
+
+    def run(state_leaves: list[Tensor], batch_leaves: list[Tensor]) -> list[Tensor]:
+        results = step(_boundary.unflatten(state_form, state_leaves), _boundary.unflatten(batch_form, batch_leaves))
+        if not donate:
+            return _boundary.flatten(results, "results")[0]
+        after = _boundary.flatten_state(results[0]).leaves
+        outputs, _ = _boundary.flatten(results[1], "metrics")
+        # A metric that is an entry of the old state would change with it.
+        outputs = [out.clone() if any(out is leaf for leaf in state_leaves) else out for out in outputs]
+        for old, new in zip(state_leaves, after, strict=True):
+            if new is not old:
+                old.copy_(new)
+        return outputs
+
+    # Dynamo keeps what it compiled with the code object, and we drop the guards that would tell two closures of one
+    # code object apart: each needs a code object of its own.
+    own = types.FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
+    return own
+
+
+def _only_arguments(entries: Sequence[Any]) -> list[bool]:
+    """Keep Dynamo's guards on the arguments and on torch's global modes; a step closes over constants only."""
+    return [entry.name == "" or entry.name.startswith(("L['state_leaves']", "L['batch_leaves']")) for entry in entries]

@@ -1,0 +1,218 @@
+"""Binding a module: its structure without values, called with any values through ``torch.func.functional_call``."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from purestep import _checks, _tree
+
+Trainable = str | Sequence[str] | Callable[[str, Tensor], bool] | None
+
+
+class BoundModule:
+    """The structure of a module on the ``meta`` device, called with values that somebody else holds.
+
+    The user's module is copied once, with every parameter and buffer replaced by a meta copy, so nothing is held twice
+    and nothing that happens here reaches it. Tied weights stay tied: the copy's memo maps each tensor to one meta copy.
+    (A plain ``copy.deepcopy(model).to("meta")`` unties them, and a product of a real with a meta tensor then returns
+    uninitialised memory without an error.) Tensors that are neither parameter nor buffer are copied as they are and
+    are constants.
+
+    Args:
+        model: any ``nn.Module``; never modified.
+        training: the mode of the forward. ``True`` keeps the mode of each submodule where the module itself is in
+            training mode (a BatchNorm that was put into evaluation mode stays frozen), and puts everything into
+            training mode where it is not. ``False`` is evaluation mode throughout.
+
+    Attributes:
+        parameter_names, buffer_names: dotted names, each tensor once, as in ``named_parameters()``.
+
+    Raises:
+        TypeError: no ``nn.Module``, a wrapper of one (compiled, data-parallel, scripted), one with lazy parameters, or
+            one that cannot be copied.
+        ValueError: a module without parameters, or one that keeps a parameter where no value can be bound.
+    """
+
+    def __init__(self, model: nn.Module, *, training: bool = True) -> None:
+        check_module(model)
+        structure = _structure(model)
+        if not training:
+            structure.eval()
+        elif not structure.training:
+            structure.train()
+        self.parameter_names = tuple(name for name, _ in model.named_parameters())
+        self.buffer_names = tuple(name for name, _ in model.named_buffers())
+        self._caller = _Caller(structure)
+
+    def __call__(
+        self, function: Callable[..., Any], params: TensorDictBase | dict[str, Tensor], buffers: Any, *args: Any
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Return ``function(module, *args)`` with the values bound to the module, and the buffers after it.
+
+        Args:
+            params, buffers: tensors by dotted name; neither is written. A module writes into its buffers (BatchNorm's
+                running statistics): it gets copies, and what became of them is the second result.
+        """
+        bound = {f"model.{name}": tensor for name, tensor in _tree.as_dict(params).items()}
+        bound.update({f"model.{name}": tensor.clone() for name, tensor in _tree.as_dict(buffers).items()})
+        return functional_call(self._caller, bound, (function, *args), strict=True)
+
+
+class _Caller(nn.Module):
+    """Holds the structure so that ``functional_call`` reaches any function of it, not only its ``forward``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        # Read here, not by `named_buffers()` inside a traced call, which is slow to trace.
+        self._buffer_homes = [(name, *_home(model, name)) for name, _ in model.named_buffers()]
+
+    def forward(self, function: Callable[..., Any], *args: Any) -> tuple[Any, dict[str, Tensor]]:
+        result = function(self.model, *args)
+        # `getattr`, because a module may write into a buffer or put another tensor in its place.
+        return result, {name: getattr(owner, leaf) for name, owner, leaf in self._buffer_homes}
+
+
+def _home(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    return model.get_submodule(path), leaf
+
+
+def _structure(model: nn.Module) -> nn.Module:
+    memo: dict[int, Any] = {}
+    names: dict[int, str] = {}
+    for name, parameter in model.named_parameters():
+        blank = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
+        memo[id(parameter)], names[id(blank)] = blank, name
+    for name, buffer in model.named_buffers():
+        blank_buffer = torch.empty_like(buffer, device="meta")
+        memo[id(buffer)], names[id(blank_buffer)] = blank_buffer, name
+    try:
+        structure = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise TypeError(
+            f"model cannot be copied, and its structure is needed without its values: copy.deepcopy of a "
+            f"{type(model).__name__} failed with {type(error).__name__}: {error}"
+        ) from error
+    for path, tensor in _unregistered(structure):
+        if id(tensor) in names:
+            raise ValueError(
+                f"model keeps {names[id(tensor)]!r} also in the plain attribute {path}, where no value can be bound: "
+                "use nn.ParameterList or nn.ParameterDict, or read it from the submodule that owns it"
+            )
+    return structure
+
+
+def _unregistered(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors that plain attributes hold, directly or in lists, tuples and dicts."""
+    for prefix, module in model.named_modules():
+        for name, value in vars(module).items():
+            # An RNN's `_flat_weights` are refreshed by torch at every call.
+            if name in ("_parameters", "_buffers", "_modules", "_flat_weights"):
+                continue
+            inner = (
+                value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+            )
+            for tensor in inner:
+                if isinstance(tensor, Tensor):
+                    yield f"{prefix}.{name}" if prefix else name, tensor
+
+
+def check_module(model: Any) -> None:
+    """Raise where ``model`` is no plain module with parameters whose shapes are known."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {model!r} of type {type(model).__name__}")
+    wrapper = type(model).__name__
+    if wrapper in ("OptimizedModule", "DistributedDataParallel", "DataParallel", "FullyShardedDataParallel") or (
+        isinstance(model, torch.jit.ScriptModule)
+    ):
+        raise TypeError(
+            f"model must be the plain module, got a {wrapper}: unwrap it, and compile or distribute the step"
+        )
+    lazy = [name for name, parameter in model.named_parameters() if nn.parameter.is_lazy(parameter)]
+    if lazy:
+        raise TypeError(
+            f"model has parameters without a shape ({_checks.listed(lazy)}): call it once on a batch before it is bound"
+        )
+    if next(model.parameters(), None) is None:
+        raise ValueError(f"model must have parameters, got a {type(model).__name__} with none")
+
+
+def trainable_names(model: nn.Module, trainable: Trainable) -> tuple[str, ...]:
+    """Return the names of the parameters that get gradients, in the module's order.
+
+    Args:
+        model: the module whose parameters are meant.
+        trainable: ``None`` for every parameter with ``requires_grad``; a shell pattern over dotted names
+            (``"head.*"``), or several; or a function ``(name, parameter) -> bool``.
+
+    Raises:
+        ValueError: nothing is trainable, or a pattern that names nothing; near misses are named.
+    """
+    parameters = dict(model.named_parameters())
+    if trainable is None:
+        names = [name for name, parameter in parameters.items() if parameter.requires_grad]
+        if not names:
+            raise ValueError("trainable=None takes the parameters with requires_grad=True, and the model has none")
+        return tuple(names)
+    if callable(trainable):
+        names = [name for name, parameter in parameters.items() if trainable(name, parameter)]
+        if not names:
+            raise ValueError(f"trainable must choose at least one of {_checks.listed(parameters)}, and chose none")
+        return tuple(names)
+    patterns = [trainable] if isinstance(trainable, str) else list(trainable)
+    if not patterns:
+        raise ValueError("trainable must name at least one parameter, got an empty list")
+    for pattern in patterns:
+        if not fnmatch.filter(parameters, pattern):
+            raise ValueError(
+                f"trainable={pattern!r} names no parameter{_checks.near_misses(pattern, parameters)}; "
+                f"the model has {_checks.listed(parameters)}"
+            )
+    return tuple(name for name in parameters if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+
+
+def tensors_by_name(named: Iterable[tuple[str, Tensor]], device: Any = None) -> TensorDict:
+    """Return detached copies of named tensors as a flat TensorDict, on ``device`` where one is given."""
+    return TensorDict({name: tensor.detach().to(device=device, copy=True) for name, tensor in named}, batch_size=[])
+
+
+def load_into(model: nn.Module, state: Any) -> nn.Module:
+    """Write a state's parameters and buffers into a module, in place, and return the module.
+
+    Raises:
+        ValueError: the names or shapes differ; each difference is named, and nothing is written.
+    """
+    targets = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    values = {**_tree.as_dict(state.params), **_tree.as_dict(state.buffers)}
+    check_same_names("state", values, "model", targets)
+    for name, target in targets.items():
+        if target.shape != values[name].shape:
+            raise ValueError(
+                f"state[{name!r}] must have the shape {tuple(target.shape)} of the model's, "
+                f"got {tuple(values[name].shape)}"
+            )
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(values[name])
+    return model
+
+
+def check_same_names(argument: str, got: Iterable[str], owner: str, wanted: Iterable[str]) -> None:
+    """Raise ``ValueError`` naming what is missing and what is too much, where two sets of names differ."""
+    got, wanted = list(got), list(wanted)
+    missing, extra = [n for n in wanted if n not in set(got)], [n for n in got if n not in set(wanted)]
+    if missing or extra:
+        parts = [f"lacks {_checks.listed(missing)}"] * bool(missing) + [f"has {_checks.listed(extra)}"] * bool(extra)
+        raise ValueError(
+            f"{argument} does not belong to this {owner}: it {' and '.join(parts)}"
+            + (f", which the {owner} has not" if extra else f", which the {owner} has")
+        )

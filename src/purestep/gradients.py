@@ -1,0 +1,147 @@
+"""Gradients of a loss's terms, undivided, by whichever of torch's two engines fits where we are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from purestep import _tree, objectives
+from purestep.objectives import Loss, Mean
+
+
+@dataclass(frozen=True, eq=False)
+class Gradient:
+    """The gradient of a loss that is not divided yet: one sum over examples for each of the loss's terms.
+
+    Attributes:
+        total: for each term, the gradient of its total, a flat TensorDict by parameter name.
+        weight: for each term, its weight, 0-d. Empty where ``total`` is divided already (the objective returned a bare
+            tensor, whose denominator nobody knows): such a gradient merges with nothing.
+        buffers: the module's buffers after the forward, a flat TensorDict.
+        metrics: the objective's metrics, and the loss itself as ``"loss"``.
+    """
+
+    total: tuple[TensorDict, ...]
+    weight: tuple[Tensor, ...]
+    buffers: TensorDict
+    metrics: dict[str, Any]
+
+    def mean(self) -> TensorDict:
+        """Return ``Σ totalᵢ / weightᵢ`` over the terms: the gradient of the loss."""
+        if not self.weight:
+            return self.total[0]
+        whole = _tree.map_leaves(lambda leaf: leaf / self.weight[0], self.total[0])
+        for total, weight in zip(self.total[1:], self.weight[1:], strict=True):
+            whole = _tree.map_leaves(lambda sofar, leaf, w=weight: sofar + leaf / w, whole, total)
+        return whole
+
+    def merge(self, other: Gradient) -> Gradient:
+        """Pool the gradients of two batches: totals and weights add, metrics merge, the later buffers stay.
+
+        Raises:
+            TypeError: a gradient whose denominators are gone, or something that is no gradient.
+            ValueError: a different number of terms.
+        """
+        if not isinstance(other, Gradient):
+            raise TypeError(f"other must be a Gradient to be merged with one, got {type(other).__name__}")
+        if not (self.weight and other.weight):
+            raise TypeError(
+                "this Gradient cannot be merged, since its loss was a bare tensor whose denominator nobody knows: "
+                "return ps.mean(values) from the objective"
+            )
+        if len(self.total) != len(other.total):
+            raise ValueError(f"losses of {len(self.total)} and {len(other.total)} terms cannot be merged")
+        return Gradient(
+            tuple(_tree.map_leaves(torch.add, a, b) for a, b in zip(self.total, other.total, strict=True)),
+            tuple(a + b for a, b in zip(self.weight, other.weight, strict=True)),
+            other.buffers,
+            objectives.merge(self.metrics, other.metrics),
+        )
+
+
+def gradients_of_totals(
+    function: Callable[[dict[str, Tensor]], tuple[Loss | Mean, Any]], params: TensorDictBase, *, divided: bool
+) -> tuple[tuple[TensorDict, ...], Loss | Mean, Any]:
+    """Return, for each term of the loss, the gradient of its total; the loss; and what else ``function`` returned.
+
+    Args:
+        function: ``(params by name) -> (loss, anything made of tensors)``.
+        params: flat TensorDict of the parameters to differentiate by.
+        divided: differentiate ``Σ totalᵢ / weightᵢ`` in one backward pass where there are several terms.
+
+    Outside any functorch transform, outside compilation, and where nothing asks for a derivative of the gradient,
+    ``torch.autograd.grad`` on detached leaves is used: it is as pure, and half the cost of ``torch.func``.
+    """
+    names = list(params.keys())
+    leaves = {name: params[name] for name in names}
+    engine = _by_func if _needs_func(leaves) else _by_autograd
+    gradients, loss, rest = engine(function, leaves, divided)
+    trees = tuple(TensorDict(dict(zip(names, each, strict=True)), batch_size=params.batch_size) for each in gradients)
+    return trees, loss, rest
+
+
+def _needs_func(leaves: dict[str, Tensor]) -> bool:
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or (torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves.values()))
+    )
+
+
+def _by_autograd(function: Any, leaves: dict[str, Tensor], divided: bool) -> tuple[list[Any], Loss | Mean, Any]:
+    with torch.enable_grad():
+        inputs = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
+        loss, rest = function(inputs)
+        outputs = _outputs(loss, divided)
+    wanted = list(inputs.values())
+    if not any(output.requires_grad for output in outputs):
+        raise ValueError(
+            "the loss does not depend on any trainable parameter: check that the objective neither detaches it nor "
+            "runs under torch.no_grad()"
+        )
+    gradients = []
+    for position, output in enumerate(outputs):
+        if output.requires_grad:
+            last = position == len(outputs) - 1
+            gradients.append(
+                torch.autograd.grad(output, wanted, retain_graph=not last, allow_unused=True, materialize_grads=True)
+            )
+        else:  # a term without parameters
+            gradients.append(tuple(torch.zeros_like(leaf) for leaf in wanted))
+    loss, rest = pytree.tree_map_only(Tensor, torch.Tensor.detach, (loss, rest))
+    return gradients, loss, rest
+
+
+def _by_func(function: Any, leaves: dict[str, Tensor], divided: bool) -> tuple[list[Any], Loss | Mean, Any]:
+    def outputs_of(inputs: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], Any]:
+        loss, rest = function(inputs)
+        return _outputs(loss, divided), (loss, rest)
+
+    result: Any = torch.func.vjp(outputs_of, leaves, has_aux=True)
+    outputs, pull_back, (loss, rest) = result
+    gradients = []
+    for position in range(len(outputs)):
+        seeds = tuple(
+            torch.ones_like(output) if i == position else torch.zeros_like(output) for i, output in enumerate(outputs)
+        )
+        (gradient,) = pull_back(seeds)
+        gradients.append(tuple(gradient.values()))
+    return gradients, loss, rest
+
+
+def _outputs(loss: Loss | Mean, divided: bool) -> tuple[Tensor, ...]:
+    return (loss.value(),) if divided else tuple(term.total for term in loss.terms)
+
+
+pytree.register_pytree_node(
+    Gradient,
+    lambda g: ([g.total, g.weight, g.buffers, g.metrics], None),
+    lambda children, _: Gradient(*children),
+    serialized_type_name="purestep.Gradient",
+)

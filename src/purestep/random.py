@@ -1,0 +1,112 @@
+"""Random numbers as functions of a key: counter-based Philox 4x32-10, in integer operations of torch.
+
+Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). The same key gives the same bits on any
+device and in any mode (eager, compiled, vmapped), and no generator is read or advanced. A key is an int64 tensor of
+shape ``(2,)`` that holds two unsigned 32-bit words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from purestep import _checks
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+# The fourth counter word tells what a block is for, so that streams for different uses never meet.
+_FOR_BITS, _FOR_FOLD, _FOR_SPLIT = 0, 1, 2
+
+
+def key(seed: int, *, device: torch.device | str | None = None) -> Tensor:
+    """Return the key of a seed: int64, shape ``(2,)``, its low and high 32-bit words.
+
+    Raises:
+        TypeError, ValueError: ``seed`` is not an int from 0 to 2^64 - 1.
+    """
+    _checks.integer("seed", seed, minimum=0)
+    if seed >= 1 << 64:
+        raise ValueError(f"seed must be below 2**64, got {seed}")
+    return torch.tensor([seed & _MASK, seed >> 32], dtype=torch.int64, device=device)
+
+
+def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
+    """Return the key that belongs to ``(key, data)``; different data give unrelated keys.
+
+    Args:
+        key: shape ``(2,)``.
+        data: an int from 0 to 2^63 - 1, or an int64 tensor of any shape ``s``.
+
+    Returns:
+        int64, shape ``s + (2,)``.
+    """
+    data = torch.as_tensor(data, dtype=torch.int64, device=key.device)
+    words = _philox(key, data & _MASK, (data >> 32) & _MASK, torch.zeros_like(data), _FOR_FOLD)
+    return torch.stack(words[:2], dim=-1)
+
+
+def split(key: Tensor, count: int = 2) -> Tensor:
+    """Return ``count`` unrelated keys, int64 of shape ``(count, 2)``, unlike any that :func:`fold_in` gives."""
+    _checks.integer("count", count, minimum=1)
+    index = torch.arange(count, dtype=torch.int64, device=key.device)
+    words = _philox(key, index, torch.zeros_like(index), torch.zeros_like(index), _FOR_SPLIT)
+    return torch.stack(words[:2], dim=-1)
+
+
+def bits(key: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return uniform 32-bit words, int64 in [0, 2^32), of ``shape``; all four words of each block are used."""
+    count = math.prod(shape)
+    block = torch.arange((count + 3) // 4, dtype=torch.int64, device=key.device)
+    zero = torch.zeros_like(block)
+    words = _philox(key, block & _MASK, block >> 32, zero, _FOR_BITS)
+    return torch.stack(words, dim=-1).reshape(-1)[:count].reshape(tuple(shape))
+
+
+def uniform(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype | None = None) -> Tensor:
+    """Return uniform numbers in [0, 1) of ``shape``: 24 random bits for float32 and below, 32 for float64."""
+    dtype = dtype or torch.get_default_dtype()
+    words = bits(key, shape)
+    if dtype == torch.float64:
+        return words.to(torch.float64) * 2.0**-32
+    # 24 bits are what a float32 holds exactly; more would round up to 1.
+    return ((words >> 8).to(torch.float32) * 2.0**-24).to(dtype)
+
+
+def bernoulli(key: Tensor, p: float | Tensor, shape: Sequence[int]) -> Tensor:
+    """Return a bool tensor of ``shape``, each entry true with probability ``p`` (to 2^-24)."""
+    return uniform(key, shape, dtype=torch.float32) < p
+
+
+def normal(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype | None = None) -> Tensor:
+    """Return standard normal numbers of ``shape`` by the Box-Muller transform of two uniform words each."""
+    dtype = dtype or torch.get_default_dtype()
+    pair = bits(key, (2, *shape)).to(torch.float64 if key.device.type != "mps" else torch.float32)
+    radius = torch.sqrt(-2.0 * torch.log((pair[0] + 0.5) * 2.0**-32))
+    return (radius * torch.cos(pair[1] * (2.0 * math.pi * 2.0**-32))).to(dtype)
+
+
+def _philox(key: Tensor, c0: Any, c1: Any, c2: Any, purpose: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ten rounds of Philox 4x32 over counter words (int64 tensors below 2^32), under one key of shape ``(2,)``."""
+    k0, k1 = key[..., 0], key[..., 1]
+    c3 = torch.full_like(c0, purpose)
+    for _ in range(_ROUNDS):
+        high0, low0 = _multiply(_MULTIPLIERS[0], c0)
+        high1, low1 = _multiply(_MULTIPLIERS[1], c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def _multiply(constant: int, word: Tensor) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of a 32 x 32 bit product, in halves: the whole product would overflow int64."""
+    low_part = (constant & 0xFFFF) * word
+    high_part = (constant >> 16) * word
+    # constant * word = high_part * 2^16 + low_part, each below 2^48.
+    middle = high_part + (low_part >> 16)
+    return middle >> 16, ((middle & 0xFFFF) << 16) | (low_part & 0xFFFF)

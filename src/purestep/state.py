@@ -1,0 +1,133 @@
+"""The one state of a training run, and how it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tensordict import TensorClass, TensorDict
+from torch import Tensor, nn
+
+from purestep import _tree, functional, random
+from purestep.functional import Trainable
+from purestep.updates import GradientTransformation, Optimizer
+
+
+class TrainState(TensorClass):
+    """Everything that changes during training, and nothing that does not.
+
+    Attributes:
+        params: flat TensorDict of the module's parameters by dotted name, trainable or not.
+        buffers: flat TensorDict of its buffers, by dotted name.
+        opt_state: the optimizer's own TensorDict; trees of parameters in it have the trainable parameters' names.
+        step: int64, 0-d: updates applied. Schedules read it.
+        calls: int64, 0-d: steps attempted. Randomness reads it.
+        key: int64, ``(2,)``: the random key (:func:`purestep.random.key`).
+        aux: named pure state machines (plateau, loss scale, averages).
+
+    ``state.replace(step=...)`` is another state that shares the rest, ``state.clone()`` one that shares nothing,
+    ``state.to(device)`` moves it, and ``torch.stack([state, ...])`` is an ensemble.
+    """
+
+    params: TensorDict
+    buffers: TensorDict
+    opt_state: TensorDict
+    step: Tensor
+    calls: Tensor
+    key: Tensor
+    aux: TensorDict
+
+
+def init_state(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    seed: int,
+    device: torch.device | str | None = None,
+    trainable: Trainable = None,
+) -> TrainState:
+    """Return the state a run starts from: copies of the model's values, and the optimizer's first state.
+
+    Args:
+        model: its values are copied; it is not modified and not kept.
+        optimizer: what will update the parameters, or a chain that ends in one.
+        seed: int from 0 to 2^64 - 1: the key of everything random in the run.
+        device: where the state lives; by default where the model's values do.
+        trainable: as in :func:`purestep.train_step`, which must be given the same: only these have optimizer state.
+
+    Raises:
+        TypeError, ValueError: no usable model or optimizer, a seed out of range, or ``trainable`` names nothing.
+    """
+    functional.check_module(model)
+    params = functional.tensors_by_name(model.named_parameters(), device)
+    buffers = functional.tensors_by_name(model.named_buffers(), device)
+    return _first_state(params, buffers, optimizer, seed, functional.trainable_names(model, trainable))
+
+
+def init_state_from_meta(
+    make_model: Callable[[], nn.Module],
+    optimizer: Optimizer,
+    *,
+    seed: int,
+    device: torch.device | str | None = None,
+    trainable: Trainable = None,
+) -> tuple[nn.Module, TrainState]:
+    """Build a model's structure and its first state without ever holding the parameters twice.
+
+    ``make_model`` is called twice: on ``meta``, for the structure, and on ``device``, for values that the state takes
+    over without a copy. The values are drawn under ``seed``, with the global generator put back afterwards, so the
+    state is the same whatever ran before.
+
+    Returns:
+        ``(model, state)``: the model on ``meta``, for :func:`purestep.train_step`, and the state.
+
+    Raises:
+        TypeError, ValueError: as :func:`init_state`, or ``make_model`` is no function that returns a module.
+    """
+    if isinstance(make_model, nn.Module) or not callable(make_model):
+        raise TypeError(f"make_model must be a function that builds the module, got {type(make_model).__name__}")
+    with torch.device("meta"):
+        model = make_model()
+    functional.check_module(model)
+    target = torch.device(device or "cpu")
+    with torch.random.fork_rng([target] if target.type == "cuda" else [], device_type="cuda"), target:
+        torch.manual_seed(seed)
+        values = make_model()
+    params = TensorDict({name: p.detach() for name, p in values.named_parameters()}, batch_size=[])
+    buffers = TensorDict({name: b.detach() for name, b in values.named_buffers()}, batch_size=[])
+    return model, _first_state(params, buffers, optimizer, seed, functional.trainable_names(values, trainable))
+
+
+def _first_state(
+    params: TensorDict, buffers: TensorDict, optimizer: Any, seed: int, trainable: tuple[str, ...]
+) -> TrainState:
+    check_optimizer(optimizer)
+    where = next(iter(params.values())).device
+    return TrainState(
+        params=params,
+        buffers=buffers,
+        opt_state=optimizer.init(_tree.select(params, trainable)),
+        step=torch.zeros((), dtype=torch.int64, device=where),
+        calls=torch.zeros((), dtype=torch.int64, device=where),
+        key=random.key(seed, device=where),
+        aux=TensorDict({}, batch_size=[]),
+        batch_size=[],
+    )
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raise ``TypeError`` where it is no :class:`Optimizer`, and say what would make it one."""
+    if isinstance(optimizer, Optimizer):
+        return
+    if isinstance(optimizer, GradientTransformation):
+        raise TypeError(
+            "optimizer must be an Optimizer, got a GradientTransformation, which gives no new parameters: "
+            "close the chain with one, as in ps.chain(transformation, ps.sgd(rate))"
+        )
+    if isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer must be a purestep Optimizer such as ps.adamw(rate), which returns new parameters; got "
+            f"torch.optim.{type(optimizer).__name__}, which changes them in place"
+        )
+    raise TypeError(f"optimizer must be an Optimizer such as ps.adamw(rate), got {optimizer!r}")

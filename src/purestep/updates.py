@@ -1,0 +1,195 @@
+"""The two kinds of update, and how they chain.
+
+A gradient transformation maps gradients to gradients; an optimizer maps them to new parameters. The split is what makes
+bit-for-bit parity with ``torch.optim`` possible: AdamW's decay multiplies the parameter before the step, which no
+additive update reproduces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from purestep import _checks
+
+Hyperparameter = float | Tensor | Callable[[Any], Tensor]
+Tree = TensorDictBase
+
+
+class UpdateContext(NamedTuple):
+    """What an update may read besides gradients, state and parameters.
+
+    Attributes:
+        step: int64, 0-d: updates applied so far. Schedules read it.
+        key: the step's random key.
+        loss: the loss of the batch, 0-d, or ``None`` where nobody computed one.
+    """
+
+    step: Tensor
+    key: Tensor
+    loss: Tensor | None = None
+
+
+def _nothing(state: Tree, context: UpdateContext) -> dict[str, Tensor]:
+    return {}
+
+
+def _as_they_are(params: Tree, state: Tree) -> Tree:
+    return params
+
+
+@dataclass(frozen=True)
+class GradientTransformation:
+    """A map from gradients to gradients with a state of its own.
+
+    Attributes:
+        init: ``(params) -> state``, a TensorDict (empty where nothing is kept).
+        update: ``(grads, state, params, context) -> (grads, state)``, pure.
+        hyperparams: ``(state, context) -> {name: 0-d tensor}``: what the update that led to ``state`` used or saw, for
+            the metrics.
+    """
+
+    init: Callable[[Tree], TensorDict]
+    update: Callable[[Tree, Tree, Tree, UpdateContext], tuple[Tree, Tree]]
+    hyperparams: Callable[[Tree, UpdateContext], dict[str, Tensor]] = _nothing
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """A map from gradients to new parameters with a state of its own.
+
+    Attributes:
+        init: ``(params) -> state``, a TensorDict.
+        update: ``(grads, state, params, context) -> (params, state)``, pure.
+        hyperparams: as in :class:`GradientTransformation`.
+        eval_params: ``(params, state) -> params`` to evaluate with (an average of them, where the rule keeps one).
+    """
+
+    init: Callable[[Tree], TensorDict]
+    update: Callable[[Tree, Tree, Tree, UpdateContext], tuple[Tree, Tree]]
+    hyperparams: Callable[[Tree, UpdateContext], dict[str, Tensor]] = _nothing
+    eval_params: Callable[[Tree, Tree], Tree] = _as_they_are
+
+
+def chain(*parts: GradientTransformation | Optimizer) -> Any:
+    """Apply gradient transformations from left to right, and then the optimizer that closes them.
+
+    The state is a TensorDict with one entry for each part, ``"0"``, ``"1"``, ...
+
+    Returns:
+        An :class:`Optimizer` where the last part is one, a :class:`GradientTransformation` otherwise.
+
+    Raises:
+        ValueError: no parts, or an optimizer that is not the last.
+        TypeError: a part that is neither.
+    """
+    if not parts:
+        raise ValueError("chain needs at least one part, got none")
+    for position, part in enumerate(parts):
+        if not isinstance(part, (GradientTransformation, Optimizer)):
+            raise TypeError(
+                f"part {position} of chain must be a GradientTransformation or an Optimizer, got {part!r} of type "
+                f"{type(part).__name__}"
+            )
+        if isinstance(part, Optimizer) and position != len(parts) - 1:
+            raise ValueError(f"an optimizer must be the last part of chain, got one as part {position} of {len(parts)}")
+
+    def init(params: Tree) -> TensorDict:
+        return TensorDict({str(i): part.init(params) for i, part in enumerate(parts)}, batch_size=[])
+
+    def update(grads: Tree, state: Tree, params: Tree, context: UpdateContext) -> tuple[Tree, Tree]:
+        after = {}
+        for i, part in enumerate(parts):
+            grads, after[str(i)] = part.update(grads, state[str(i)], params, context)
+        return grads, TensorDict(after, batch_size=state.batch_size)
+
+    def hyperparams(state: Tree, context: UpdateContext) -> dict[str, Tensor]:
+        used: dict[str, Tensor] = {}
+        for i, part in enumerate(parts):
+            for name, value in part.hyperparams(state[str(i)], context).items():
+                used[name if name not in used else f"{name}.{i}"] = value
+        return used
+
+    last = parts[-1]
+    if not isinstance(last, Optimizer):
+        return GradientTransformation(init, update, hyperparams)
+
+    def eval_params(params: Tree, state: Tree) -> Tree:
+        return last.eval_params(params, state[str(len(parts) - 1)])
+
+    return Optimizer(init, update, hyperparams, eval_params)
+
+
+def check_hyperparameter(name: str, value: Any, *, minimum: float = 0.0) -> None:
+    """Check a hyperparameter that may be a number, a tensor or a schedule; only a number has a value to check."""
+    if isinstance(value, Tensor):
+        if value.dim() != 0:
+            raise ValueError(f"{name} must be a number, a 0-d tensor or a schedule, got shape {tuple(value.shape)}")
+    elif not callable(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(
+                f"{name} must be a number, a 0-d tensor or a schedule (step -> rate), got {value!r} of type "
+                f"{type(value).__name__}"
+            )
+        _checks.number(name, value, minimum=minimum)
+
+
+def resolve(value: Hyperparameter, context: UpdateContext) -> float | Tensor:
+    """Return a hyperparameter's value at this step: a schedule is called, a number or tensor stays."""
+    return value(context.step) if callable(value) else value
+
+
+def as_tensor(value: float | Tensor, like: Tensor) -> Tensor:
+    """Return a hyperparameter as a 0-d float64 tensor (float32 on MPS, which has no float64) on ``like``'s device."""
+    if isinstance(value, Tensor):
+        return value
+    dtype = torch.float32 if like.device.type == "mps" else torch.float64
+    return torch.full((), value, dtype=dtype, device=like.device)
+
+
+def plain(value: float | Tensor) -> float | Tensor:
+    """Return a 0-d tensor's number where reading it stalls nothing and hides nothing; otherwise the tensor.
+
+    torch's own optimizers compute with Python floats, and parity with their bits needs the same: ``torch.add(alpha=)``
+    rounds once where a product and a sum round twice. A derivative, a trace, vmap or another device needs the tensor.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    readable = (
+        type(value) is Tensor  # neither fake nor distributed
+        and value.device.type == "cpu"
+        and not value.requires_grad
+        and not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+    return value.item() if readable else value
+
+
+def add_scaled(tensor: Tensor, direction: Tensor, scale: float | Tensor) -> Tensor:
+    """Return ``tensor + scale · direction`` in ``tensor``'s dtype, rounded once where ``scale`` is a number."""
+    if isinstance(scale, Tensor):
+        return tensor + (scale * direction).to(tensor.dtype)
+    return tensor.add(direction, alpha=scale)
+
+
+def safe_sqrt(tensor: Tensor) -> Tensor:
+    """Return ``√tensor`` with the same bits, and the derivative zero at zero instead of infinity, which times zero is
+    NaN."""
+    if not _differentiable(tensor):
+        return torch.sqrt(tensor)
+    zero = tensor == 0
+    return torch.where(zero, tensor, torch.sqrt(torch.where(zero, torch.ones_like(tensor), tensor)))
+
+
+def _differentiable(tensor: Tensor) -> bool:
+    """Whether somebody may differentiate through this: only then are the passes of a safe root worth their time."""
+    return (
+        tensor.requires_grad
+        or torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
