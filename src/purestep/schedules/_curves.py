@@ -1,0 +1,47 @@
+"""The few pieces that formulas are made of, each with finite derivatives everywhere.
+
+A hyperparameter arrives as a Python number or as a 0-d tensor, and each piece is written for both. A branch that is not
+taken still has a derivative, and zero times infinity is NaN; so what could be infinite is replaced *before* it is
+computed, and chosen between afterwards.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from purestep.schedules._hyperparameters import Number
+
+
+def or_one(value: Number) -> Number:
+    """``value``, or 1 where it is 0: a divisor for a branch that is not taken at 0."""
+    return value + (value == 0)
+
+
+def progress(step: Tensor, length: Number) -> Tensor:
+    """The part of a phase that is over: ``min(step / length, 1)``, and 1 where the phase has no length."""
+    if isinstance(length, Tensor):
+        return torch.where(length > 0, torch.clamp(step / or_one(length), max=1.0), 1.0)
+    return torch.clamp(step / length, max=1.0) if length > 0 else torch.ones_like(step)
+
+
+def between(start: Number, end: Number, fraction: Tensor) -> Tensor:
+    """``start + (end - start) * fraction``, exactly ``start`` at 0 and exactly ``end`` at 1."""
+    return torch.lerp(_like(fraction, start), _like(fraction, end), fraction)
+
+
+def half_cosine(fraction: Tensor) -> Tensor:
+    """``(1 + cos(pi * fraction)) / 2``: from 1 at 0 down to 0 at 1, flat at both ends."""
+    return (1 + torch.cos(torch.pi * fraction)) / 2
+
+
+def raised(base: Tensor, exponent: Number) -> Tensor:
+    """``base ** exponent`` for ``base >= 0``; at 0 both its value and its derivative are taken to be 0."""
+    if not isinstance(exponent, Tensor) and exponent == 1:
+        return base
+    positive = base > 0
+    return torch.where(positive, torch.where(positive, base, 1.0) ** exponent, 0.0)
+
+
+def _like(reference: Tensor, value: Number) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.full((), value, dtype=reference.dtype, device=reference.device)

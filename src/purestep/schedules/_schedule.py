@@ -1,0 +1,208 @@
+"""The schedule: a formula and its hyperparameters, as one immutable callable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from purestep._checks import integer, listed, near_misses
+from purestep.schedules._formula import Formula
+from purestep.schedules._steps import as_steps
+from purestep.schedules._values import from_plain, hashable, same, to_plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Each name's constructor, filled by the decorator. The operators below find theirs here, in `algebra.py`.
+CONSTRUCTORS: dict[str, Callable[..., Schedule]] = {}
+
+
+class Schedule:
+    """A pure function of the step: ``schedule(step)`` is a float64 tensor of the step's shape.
+
+    It is built by a constructor, such as ``cosine(peak=0.1, total_steps=1000)``, and never changes. It is a pytree
+    whose leaves are its hyperparameters, so ``torch.func.grad`` and ``torch.vmap`` go through them; its ``repr`` can
+    be evaluated back; equal schedules are equal and hash alike; and schedules combine:
+
+    - ``a * b``, ``a + b``, ``a - b``, and the same with a number; ``a / 2``; ``-a``;
+    - ``a.then(b, at=n)``: ``a`` before step ``n``, and from there ``b`` on steps counted from ``n``;
+    - ``a.shift(n)``, ``a.clamp(min=..., max=...)``, ``a.repeat(every=n)``.
+    """
+
+    __slots__ = ("_formula", "_values")
+    _formula: Formula
+    _values: tuple[Any, ...]
+
+    # NumPy's scalars must leave `scalar * schedule` to the schedule, not look for an array in it.
+    __array_ufunc__ = None
+
+    def __init__(self, formula: Formula, values: tuple[Any, ...]) -> None:
+        object.__setattr__(self, "_formula", formula)
+        object.__setattr__(self, "_values", values)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(
+            f"a schedule never changes: cannot assign to {name!r}; replace({name}=...) returns another"
+        )
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a schedule never changes: cannot delete {name!r}")
+
+    def __call__(self, step: int | Tensor) -> Tensor:
+        """Return the value at ``step``, an int or a tensor of any shape on any device, of an integer dtype or float64.
+
+        Defined from step 0 to 2^62. A negative step is a ``ValueError`` (a tensor's values are looked at only eagerly
+        and on the CPU), anything but a number of steps a ``TypeError``.
+        """
+        return self._formula(as_steps(step), self._values)
+
+    @property
+    def name(self) -> str:
+        """The name of the schedule's constructor."""
+        return self._formula.name
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """What the schedule was built with, defaults included."""
+        return dict(zip(self._formula.names, self._values, strict=True))
+
+    def replace(self, **changes: Any) -> Schedule:
+        """Return the schedule with some hyperparameters replaced, and checked again."""
+        return self._formula.constructor(**(self.hyperparameters | changes))
+
+    def __add__(self, other: Schedule | float | Tensor) -> Schedule:
+        return CONSTRUCTORS["add"](self, other)
+
+    def __radd__(self, other: float | Tensor) -> Schedule:
+        return CONSTRUCTORS["add"](other, self)
+
+    def __sub__(self, other: Schedule | float | Tensor) -> Schedule:
+        return CONSTRUCTORS["subtract"](self, other)
+
+    def __rsub__(self, other: float | Tensor) -> Schedule:
+        return CONSTRUCTORS["subtract"](other, self)
+
+    def __mul__(self, other: Schedule | float | Tensor) -> Schedule:
+        return CONSTRUCTORS["multiply"](self, other)
+
+    def __rmul__(self, other: float | Tensor) -> Schedule:
+        return CONSTRUCTORS["multiply"](other, self)
+
+    def __truediv__(self, other: float | Tensor) -> Schedule:
+        return CONSTRUCTORS["divide"](self, other)
+
+    def __neg__(self) -> Schedule:
+        return -1.0 * self
+
+    def then(self, second: Schedule, *, at: int | Tensor) -> Schedule:
+        """This schedule before step ``at``; from there ``second``, on steps counted from ``at``."""
+        return CONSTRUCTORS["then"](self, second, at=at)
+
+    def shift(self, by: int | Tensor) -> Schedule:
+        """This schedule ``by`` steps later, its first value held until then; ``-by`` steps earlier if negative."""
+        return CONSTRUCTORS["shift"](self, by)
+
+    def clamp(self, *, min: float | Tensor | None = None, max: float | Tensor | None = None) -> Schedule:
+        """This schedule where it lies between ``min`` and ``max``, and the nearer of the two elsewhere."""
+        return CONSTRUCTORS["clamp"](self, min=min, max=max)
+
+    def repeat(self, *, every: int | Tensor) -> Schedule:
+        """The first ``every`` steps of this schedule, over and over."""
+        return CONSTRUCTORS["repeat"](self, every=every)
+
+    def __repr__(self) -> str:
+        return self._formula.write(self._values)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Schedule):
+            return NotImplemented
+        return self._formula is other._formula and all(map(same, self._values, other._values))
+
+    def __hash__(self) -> int:
+        return hash((self._formula, tuple(map(hashable, self._values))))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (self._formula.constructor, self._values)
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the schedule as plain dicts, lists, numbers and strings, for JSON: see ``from_config``."""
+        return {"schedule": self.name} | {name: to_plain(value) for name, value in self.hyperparameters.items()}
+
+    def plot(self, steps: int, *, ax: Axes | None = None) -> Axes:
+        """Draw the values at steps 0 to ``steps`` (some 5000 of them, where there are more) with matplotlib.
+
+        Draws on ``ax`` if it is given, else on a new figure, and returns the axes.
+        """
+        integer("steps", steps, minimum=1)
+        try:
+            import matplotlib.pyplot as plt
+        except ImportError as error:
+            raise ImportError("Schedule.plot needs matplotlib: pip install matplotlib") from error
+        if ax is None:
+            ax = plt.subplots()[1]
+            ax.set_xlabel("step")
+            ax.set_title(repr(self), fontsize="small", wrap=True)
+        drawn = torch.arange(0, steps + 1, max(1, steps // 5000))
+        ax.plot(drawn.tolist(), self(drawn).detach().tolist(), label=repr(self))
+        return ax
+
+
+def from_config(config: Mapping[str, Any]) -> Schedule:
+    """Build the schedule that ``to_config`` wrote.
+
+    A config is ``{"schedule": name, hyperparameter: value, ...}``; a schedule inside a schedule is a config inside a
+    config. The names are those of the constructors; one's own schedules must have been defined before.
+    """
+    if not isinstance(config, Mapping):
+        raise TypeError(f"config must be a dict, as to_config returns, got {config!r} of type {type(config).__name__}")
+    if "schedule" not in config:
+        raise ValueError(f"config must name its constructor under 'schedule', got the keys {listed(config)}")
+    name = config["schedule"]
+    if name not in CONSTRUCTORS:
+        raise ValueError(
+            f"config['schedule'] must be the name of a schedule, got {name!r}{near_misses(str(name), CONSTRUCTORS)}"
+        )
+    return CONSTRUCTORS[name](
+        **{key: from_plain(value, from_config) for key, value in config.items() if key != "schedule"}
+    )
+
+
+def _restore(constructor: Any, values: tuple[Any, ...]) -> Schedule:
+    # Pickled by its constructor, a function of a module; and unchecked, as a batch of schedules may be copied too.
+    return Schedule(constructor.formula, values)
+
+
+def _flatten(schedule: Schedule) -> tuple[list[Any], tuple[Any, ...]]:
+    """Numbers, tensors and schedules are children; options are context, where ``...`` keeps the place of a child."""
+    fixed = tuple(
+        value if hyperparameter.is_option(value) else ...
+        for hyperparameter, value in zip(schedule._formula.hyperparameters, schedule._values, strict=True)
+    )
+    children = [value for value, option in zip(schedule._values, fixed, strict=True) if option is ...]
+    return children, (schedule._formula, fixed)
+
+
+def _flatten_with_keys(schedule: Schedule) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+    children, context = _flatten(schedule)
+    names = [name for name, option in zip(schedule._formula.names, context[1], strict=True) if option is ...]
+    return [(pytree.GetAttrKey(name), child) for name, child in zip(names, children, strict=True)], context
+
+
+def _unflatten(children: Iterable[Any], context: tuple[Any, ...]) -> Schedule:
+    # Nothing is checked: a transform may put anything in the place of a leaf.
+    formula, fixed = context
+    leaves = iter(children)
+    return Schedule(formula, tuple(next(leaves) if option is ... else option for option in fixed))
+
+
+pytree.register_pytree_node(
+    Schedule,
+    _flatten,
+    _unflatten,
+    serialized_type_name="purestep.schedules.Schedule",
+    flatten_with_keys_fn=_flatten_with_keys,
+)

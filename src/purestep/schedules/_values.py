@@ -1,0 +1,59 @@
+"""The values of hyperparameters, compared, hashed, written and read: numbers, tensors, tuples, options, schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from purestep.schedules._steps import is_concrete
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two values are equal; a tensor equals a tensor of its dtype and device, and no number."""
+    if isinstance(left, Tensor) or isinstance(right, Tensor):
+        if not (isinstance(left, Tensor) and isinstance(right, Tensor)):
+            return False
+        return left is right or (
+            left.dtype == right.dtype and left.device == right.device and bool(torch.equal(left, right))
+        )
+    if isinstance(left, tuple) and isinstance(right, tuple):
+        return len(left) == len(right) and all(map(same, left, right))
+    return bool(left == right)
+
+
+def hashable(value: Any) -> Any:
+    """Something that hashes alike for values that are the ``same``. A tensor's own values are not read for it."""
+    if isinstance(value, Tensor):
+        return (value.dtype, value.shape)
+    return tuple(map(hashable, value)) if isinstance(value, tuple) else value
+
+
+def written(value: Any) -> str:
+    """``value`` as Python source."""
+    if isinstance(value, Tensor) and is_concrete(value) and value.ndim == 0:
+        device = "" if value.device.type == "cpu" else f", device={str(value.device)!r}"
+        return f"torch.tensor({value.item()!r}, dtype={value.dtype}{device})"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(written, value))}{',' if len(value) == 1 else ''})"
+    return repr(value)
+
+
+def to_plain(value: Any) -> Any:
+    """``value`` as JSON holds it. A tensor keeps its number and its dtype, not its device."""
+    if isinstance(value, Tensor):
+        return {"tensor": value.item(), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, tuple):
+        return [to_plain(v) for v in value]
+    return value.to_config() if hasattr(value, "to_config") else value
+
+
+def from_plain(value: Any, build: Callable[[Mapping[str, Any]], Any]) -> Any:
+    """What ``to_plain`` was given; ``build`` makes a schedule of its config."""
+    if isinstance(value, Mapping):
+        return (
+            torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"])) if "tensor" in value else build(value)
+        )
+    return tuple(from_plain(v, build) for v in value) if isinstance(value, list | tuple) else value
