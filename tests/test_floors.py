@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "purestep"
 
 # From the ground up. Within a floor, a row may import from the rows before it.
 FLOORS: dict[str, list[list[str]]] = {
-    "0 ground": [["_checks", "_tree"], ["random", "objectives", "updates", "functional"], ["state"]],
+    "0 ground": [["_checks", "_tree"], ["random", "objectives", "updates", "functional"], ["state", "draws"]],
     "1 mathematics": [["schedules", "transforms", "gradients", "data.orders"]],
     "2 composition": [
         ["step", "optimizers", "checkpoint", "data.sources", "data.pipeline", "data"],
@@ -71,7 +71,7 @@ def violations(name: str, path: Path) -> list[str]:
             if HEIGHT[home] < HEIGHT["integrations"]:
                 wrong.append("purestep")
         elif target is None or (target != home and HEIGHT[target] >= HEIGHT[home]):
-            same_package = "." in name and "." in other and name.split(".")[0] == other.split(".")[0]
+            same_package = name.split(".")[0] == other.split(".")[0]
             if not (same_package and target is not None and HEIGHT[target] <= HEIGHT[home]):
                 wrong.append(other)
     return wrong

@@ -97,8 +97,11 @@ def batch_length(batch: Any) -> int:
     return next(iter(sizes.values()))[0]
 
 
-def split_batch(batch: Any, parts: int) -> list[Any]:
+def split_batch(batch: Any, parts: int) -> list[tuple[Any, int, int]]:
     """Cut a batch along dimension 0 into ``parts`` consecutive slices whose lengths differ by at most one.
+
+    Returns:
+        For each, the slice, the index of its first example, and how many it has.
 
     Raises:
         ValueError: fewer examples than parts, or a batch that :func:`batch_length` refuses.
@@ -109,7 +112,7 @@ def split_batch(batch: Any, parts: int) -> list[Any]:
             f"accumulate must be at most the number of examples in a batch, got accumulate={parts} for {length}"
         )
     bounds = [part * length // parts for part in range(parts + 1)]
-    return [_slice(batch, start, stop) for start, stop in pairwise(bounds)]
+    return [(_slice(batch, start, stop), start, stop - start) for start, stop in pairwise(bounds)]
 
 
 def _slice(value: Any, start: int, stop: int) -> Any:

@@ -21,7 +21,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 # The fourth counter word tells what a block is for, so that streams for different uses never meet.
-_FOR_BITS, _FOR_FOLD, _FOR_SPLIT = 0, 1, 2
+_FOR_BITS, _FOR_FOLD, _FOR_SPLIT, _FOR_SITE = 0, 1, 2, 3
 
 
 def key(seed: int, *, device: torch.device | str | None = None) -> Tensor:
@@ -59,19 +59,34 @@ def split(key: Tensor, count: int = 2) -> Tensor:
     return torch.stack(words[:2], dim=-1)
 
 
-def bits(key: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return uniform 32-bit words, int64 in [0, 2^32), of ``shape``; all four words of each block are used."""
+def site_key(key: Tensor, calls: Tensor, site: int) -> Tensor:
+    """Return the key of one call site in one call of a step, unlike any that :func:`fold_in` or :func:`split` gives."""
+    words = _philox(key, calls & _MASK, (calls >> 32) & _MASK, torch.full_like(calls, site), _FOR_SITE)
+    return torch.stack(words[:2], dim=-1)
+
+
+def bits(key: Tensor, shape: Sequence[int], *, start: int = 0) -> Tensor:
+    """Return uniform 32-bit words, int64 in [0, 2^32), of ``shape``; all four words of each block are used.
+
+    Args:
+        key: shape ``(2,)``.
+        shape: of the result.
+        start: how many words of the key's stream to pass over: what ``bits(key, (start + n,))[start:]`` would be,
+            without computing the first.
+    """
     count = math.prod(shape)
-    block = torch.arange((count + 3) // 4, dtype=torch.int64, device=key.device)
-    zero = torch.zeros_like(block)
-    words = _philox(key, block & _MASK, block >> 32, zero, _FOR_BITS)
-    return torch.stack(words, dim=-1).reshape(-1)[:count].reshape(tuple(shape))
+    blocks = torch.arange(start // 4, (start + count + 3) // 4, dtype=torch.int64, device=key.device)
+    words = _philox(key, blocks & _MASK, blocks >> 32, torch.zeros_like(blocks), _FOR_BITS)
+    return torch.stack(words, dim=-1).reshape(-1)[start % 4 :][:count].reshape(tuple(shape))
 
 
-def uniform(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype | None = None) -> Tensor:
-    """Return uniform numbers in [0, 1) of ``shape``: 24 random bits for float32 and below, 32 for float64."""
+def uniform(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype | None = None, start: int = 0) -> Tensor:
+    """Return uniform numbers in [0, 1) of ``shape``: 24 random bits for float32 and below, 32 for float64.
+
+    ``start`` is that of :func:`bits`.
+    """
     dtype = dtype or torch.get_default_dtype()
-    words = bits(key, shape)
+    words = bits(key, shape, start=start)
     if dtype == torch.float64:
         return words.to(torch.float64) * 2.0**-32
     # 24 bits are what a float32 holds exactly; more would round up to 1.

@@ -15,6 +15,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from purestep import _checks, _tree, objectives, random
+from purestep.draws import Draws
 from purestep.functional import BoundModule, Trainable, check_same_names, trainable_names
 from purestep.gradients import Gradient, gradients_of_totals
 from purestep.objectives import Bare, Loss, Mean
@@ -52,13 +53,22 @@ class _Forward:
         self._takes_context = _takes_context(objective)
 
     def __call__(
-        self, params: Mapping[str, Tensor], buffers: Any, batch: Any, state: TrainState, *, bare: bool
+        self,
+        params: Mapping[str, Tensor],
+        buffers: Any,
+        batch: Any,
+        state: TrainState,
+        *,
+        bare: bool,
+        first: int = 0,
+        count: int = 0,
     ) -> tuple[tuple[Loss | Mean, Metrics], dict[str, Tensor]]:
         args: tuple[Any, ...] = (batch,)
         if self._takes_context:
             args = (batch, Context(state.step, random.fold_in(state.key, state.calls), self.training))
         try:
-            result, after = self.bound(self._objective, dict(params), buffers, *args)
+            with Draws(state.key, state.calls, first=first, count=count):
+                result, after = self.bound(self._objective, dict(params), buffers, *args)
         except KeyError as error:
             raise _named_key_error(error, batch) from error
         return objectives.read_outcome(result, bare=bare), after
@@ -152,11 +162,13 @@ def _grad_step(
     frozen_names = [name for name in forward.bound.parameter_names if name not in set(names)]
     whole = accumulate == 1
 
-    def one(state: TrainState, buffers: Any, batch: Any) -> Gradient:
+    def one(state: TrainState, buffers: Any, batch: Any, first: int, count: int) -> Gradient:
         frozen = {name: state.params[name] for name in frozen_names}
 
         def function(params: dict[str, Tensor]) -> tuple[Any, Any]:
-            (loss, metrics), after = forward({**frozen, **params}, buffers, batch, state, bare=whole)
+            (loss, metrics), after = forward(
+                {**frozen, **params}, buffers, batch, state, bare=whole, first=first, count=count
+            )
             return loss, (after, metrics)
 
         trees, loss, (after, metrics) = gradients_of_totals(
@@ -172,10 +184,15 @@ def _grad_step(
 
     def step(state: TrainState, batch: Any) -> Gradient:
         forward.check(state)
-        parts = [batch] if whole else _tree.split_batch(batch, accumulate)
-        gradient = one(state, state.buffers, parts[0])
-        for part in parts[1:]:
-            gradient = gradient.merge(one(state, gradient.buffers, part))
+        if whole:
+            return one(state, state.buffers, batch, 0, 0)
+        gradient = None
+        for part, first, count in _tree.split_batch(batch, accumulate):
+            if gradient is None:
+                gradient = one(state, state.buffers, part, first, count)
+            else:
+                gradient = gradient.merge(one(state, gradient.buffers, part, first, count))
+        assert gradient is not None
         return gradient
 
     return step

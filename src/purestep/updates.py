@@ -171,8 +171,12 @@ def plain(value: float | Tensor) -> float | Tensor:
 
 
 def add_scaled(tensor: Tensor, direction: Tensor, scale: float | Tensor) -> Tensor:
-    """Return ``tensor + scale · direction`` in ``tensor``'s dtype, rounded once where ``scale`` is a number."""
-    if isinstance(scale, Tensor):
+    """Return ``tensor + scale · direction`` in ``tensor``'s dtype, rounded once where ``scale`` is a number.
+
+    A compiled graph gets the product: inductor fuses ``add(mm, alpha=)`` into an ``addmm`` without the alpha (torch
+    2.13, pytorch#167313 is its sibling), which is silently another number.
+    """
+    if isinstance(scale, Tensor) or torch.compiler.is_compiling():
         return tensor + (scale * direction).to(tensor.dtype)
     return tensor.add(direction, alpha=scale)
 

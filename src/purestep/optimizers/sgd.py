@@ -61,17 +61,19 @@ def sgd(
         if maximize:
             grads = _tree.map_leaves(torch.neg, grads)
         if weight_decay:
-            grads = _tree.map_leaves(lambda g, p: g.add(p, alpha=weight_decay), grads, params)
+            grads = _tree.map_leaves(lambda g, p: updates.add_scaled(g, p, weight_decay), grads, params)
         if momentum == 0:
             return _tree.map_leaves(lambda p, g: updates.add_scaled(p, g, step_size), params, grads), state
 
         def velocity_of(buffer: Tensor, g: Tensor) -> Tensor:
-            moved = (buffer * momentum).add(g, alpha=1 - dampening)
+            moved = updates.add_scaled(buffer * momentum, g, 1 - dampening)
             # With no dampening, a buffer of zeros gives the raw gradient by itself.
             return torch.where(state["count"] == 0, g, moved) if dampening else moved
 
         velocity = _tree.map_leaves(velocity_of, state["momentum_buffer"], grads)
-        direction = _tree.map_leaves(lambda g, b: g.add(b, alpha=momentum), grads, velocity) if nesterov else velocity
+        direction = (
+            _tree.map_leaves(lambda g, b: updates.add_scaled(g, b, momentum), grads, velocity) if nesterov else velocity
+        )
         after = TensorDict({"momentum_buffer": velocity, "count": state["count"] + 1}, batch_size=state.batch_size)
         return _tree.map_leaves(lambda p, d: updates.add_scaled(p, d, step_size), params, direction), after
 

@@ -1,0 +1,295 @@
+"""Random operations inside a module, drawn from a key instead of the global generator.
+
+A :class:`Draws` mode stands around the forward and replaces each random operation by one that is a function of
+``(key, calls, call site, index)``. A call site is the ordinal of the draw in the forward. In the dropout family the
+index is that of the example in the *whole* batch, so cutting a batch into micro-batches changes no mask. What it does
+not know how to draw it refuses by name.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from purestep import random
+
+
+class UnkeyedDrawError(RuntimeError):
+    """A pure step met a random operation that would draw from the global generator."""
+
+
+class Draws(TorchFunctionMode):
+    """Draw every random operation under this mode from ``key``.
+
+    Args:
+        key: int64, ``(2,)``: the state's key.
+        calls: int64, 0-d: the steps attempted so far; each draws anew.
+        first: index, in the whole batch, of the first example of this micro-batch.
+        count: examples in this micro-batch; 0 where the batch is whole.
+    """
+
+    def __init__(self, key: Tensor, calls: Tensor, *, first: int = 0, count: int = 0) -> None:
+        super().__init__()
+        self._key, self._calls, self._first, self._count, self._site = key, calls, first, count, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        draw = _DRAWN.get(func)
+        if draw is not None:
+            return draw(self, func, *args, **kwargs)
+        if func in _REFUSED:
+            raise _refusal(func)
+        return func(*args, **kwargs)
+
+    def uniform(self, shape: Any, *, by_example: bool, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the next call site's uniform numbers; ``by_example``: dimension 0 runs over the examples."""
+        key = random.site_key(self._key, self._calls, self._site)
+        self._site += 1
+        start = 0
+        if by_example and self._count and shape and shape[0] % self._count == 0:
+            start = self._first * (shape[0] // self._count) * math.prod(shape[1:])
+        return random.uniform(key, shape, dtype=dtype, start=start)
+
+
+def _refusal(func: Any) -> UnkeyedDrawError:
+    name = getattr(func, "__name__", str(func))
+    return UnkeyedDrawError(
+        f"{name} would draw from the global generator inside a pure step, and purestep does not draw it yet: take a "
+        "third argument `context` in the objective and draw with purestep.random from context.key, or switch the "
+        "random part off"
+    )
+
+
+def _keep_mask(draws: Draws, shape: Any, p: float) -> Tensor:
+    return draws.uniform(tuple(shape), by_example=True) >= p
+
+
+def _check_p(p: float) -> None:
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+
+
+def _dropout(
+    draws: Draws, func: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Tensor:
+    """Inverted dropout: ``x · keep / (1 - p)`` (Srivastava et al. 2014)."""
+    return _masked(draws, input, input.shape, p, training, inplace)
+
+
+def _torch_dropout(draws: Draws, func: Any, input: Tensor, p: float, train: bool) -> Tensor:
+    return _masked(draws, input, input.shape, p, train, func is torch.dropout_)
+
+
+def _feature_dropout(channels_from_the_end: int) -> Callable[..., Tensor]:
+    def drop(
+        draws: Draws, func: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> Tensor:
+        """Dropout of whole channels: one draw for each (example, channel)."""
+        spatial = min(channels_from_the_end, input.dim() - 1)
+        shape = (*input.shape[: input.dim() - spatial], *([1] * spatial))
+        return _masked(draws, input, shape, p, training, inplace)
+
+    return drop
+
+
+def _masked(draws: Draws, input: Tensor, shape: Any, p: float, training: bool, inplace: bool) -> Tensor:
+    _check_p(p)
+    if not training or p == 0:
+        return input
+    scale = 0.0 if p == 1 else 1.0 / (1.0 - p)
+    factor = _keep_mask(draws, shape, p).to(input.dtype) * scale
+    return input.mul_(factor) if inplace else input * factor
+
+
+# The value that SELU saturates at, -λα, which alpha dropout puts in place of what it drops (Klambauer et al. 2017).
+_SATURATION = -1.7580993408473766
+
+
+def _alpha_dropout(of_features: bool) -> Callable[..., Tensor]:
+    def drop(
+        draws: Draws, func: Any, input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False
+    ) -> Tensor:
+        """Dropout that keeps the mean and variance of SELU activations."""
+        _check_p(p)
+        if not training or p == 0:
+            return input
+        if p == 1:
+            return input.mul_(0) if inplace else input * 0
+        shape = (*input.shape[:2], *([1] * (input.dim() - 2))) if of_features else input.shape
+        keep = _keep_mask(draws, shape, p)
+        scale = 1.0 / math.sqrt((1.0 - p) * (1.0 + p * _SATURATION**2))
+        dropped = torch.where(keep, input, torch.full((), _SATURATION, dtype=input.dtype, device=input.device))
+        result = dropped * scale - scale * p * _SATURATION
+        return input.copy_(result) if inplace else result
+
+    return drop
+
+
+def _attention(
+    draws: Draws,
+    func: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """``dropout(softmax(q kᵀ · scale + mask)) v``, written out where it has dropout (a fused kernel draws unseen)."""
+    if dropout_p == 0:
+        return func(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    if enable_gqa:
+        repeats = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)
+    scores = query @ key.transpose(-2, -1) * (scale if scale is not None else query.shape[-1] ** -0.5)
+    if is_causal:
+        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~allowed, -math.inf)
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    weights = _masked(draws, torch.softmax(scores, -1), scores.shape, dropout_p, True, False)
+    return weights @ value
+
+
+def _projections(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, ...]:
+    """The three input projections of attention. Torch's own calls ``Tensor.unflatten``, whose ``super()`` Dynamo
+    cannot trace under a mode."""
+    if q is k and k is v:
+        return tuple(part.contiguous() for part in F.linear(q, weight, bias).chunk(3, dim=-1))
+    biases = (None, None, None) if bias is None else bias.chunk(3)
+    return tuple(F.linear(x, w, b) for x, w, b in zip((q, k, v), weight.chunk(3), biases, strict=True))
+
+
+def _opened(function: Any, **replaced: Any) -> Any:
+    """Return ``function`` blind to modes at its own door, so that what it calls inside comes to the mode.
+
+    A composite function hands itself to the mode as one call; its copy, whose ``has_torch_function`` says no, runs
+    its body under the mode instead.
+    """
+    namespace = {**function.__globals__, "has_torch_function": lambda *_: False, **replaced}
+    copy = types.FunctionType(
+        function.__code__, namespace, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+_multi_head_attention = _opened(F.multi_head_attention_forward, _in_projection_packed=_projections)
+
+
+def _open_attention(draws: Draws, func: Any, *args: Any, **kwargs: Any) -> Any:
+    with draws:
+        return _multi_head_attention(*args, **kwargs)
+
+
+def _recurrent(draws: Draws, func: Any, *args: Any, **kwargs: Any) -> Any:
+    """An RNN's kernel is one opaque call: it passes where it has no dropout, and is refused where it has."""
+    # (input, hx, weights, has_biases, layers, dropout, train, ...), or with batch sizes before the hidden state.
+    numbers = [a for a in args if isinstance(a, float)]
+    training = [a for a in args if isinstance(a, bool)]
+    if numbers and numbers[0] > 0 and training[1]:
+        raise _refusal(func)
+    return func(*args, **kwargs)
+
+
+def _rand(draws: Draws, func: Any, *size: Any, dtype: Any = None, **kwargs: Any) -> Tensor:
+    return _fill(draws, _shape(size, kwargs), dtype, kwargs, func is torch.randn)
+
+
+def _rand_like(draws: Draws, func: Any, input: Tensor, *, dtype: Any = None, **kwargs: Any) -> Tensor:
+    kwargs.setdefault("device", input.device)
+    return _fill(draws, tuple(input.shape), dtype or input.dtype, kwargs, func is torch.randn_like)
+
+
+def _shape(size: Any, kwargs: dict[str, Any]) -> tuple[int, ...]:
+    size = kwargs.pop("size", size)
+    return tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else tuple(size)
+
+
+def _fill(draws: Draws, shape: Any, dtype: Any, kwargs: dict[str, Any], gaussian: bool) -> Tensor:
+    unknown = set(kwargs) - {"device", "requires_grad", "pin_memory", "layout", "memory_format"}
+    if unknown:
+        raise UnkeyedDrawError(
+            f"a draw inside a pure step takes no {sorted(unknown)}: its randomness is the state's key"
+        )
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    numbers = draws.uniform((2, *shape) if gaussian else shape, by_example=False, dtype=wide)
+    if gaussian:  # Box-Muller; 1 - u is never 0
+        numbers = torch.sqrt(-2 * torch.log(1 - numbers[0])) * torch.cos(2 * math.pi * numbers[1])
+    return numbers.to(dtype=dtype or torch.get_default_dtype(), device=kwargs.get("device"))
+
+
+def _bernoulli(draws: Draws, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if kwargs or args:
+        raise _refusal(func)
+    return (draws.uniform(tuple(input.shape), by_example=False) < input).to(input.dtype)
+
+
+_DRAWN: dict[Any, Callable[..., Any]] = {
+    F.dropout: _dropout,
+    torch.dropout: _torch_dropout,
+    torch.dropout_: _torch_dropout,
+    F.dropout1d: _feature_dropout(1),
+    F.dropout2d: _feature_dropout(2),
+    F.dropout3d: _feature_dropout(3),
+    F.alpha_dropout: _alpha_dropout(False),
+    F.feature_alpha_dropout: _alpha_dropout(True),
+    F.scaled_dot_product_attention: _attention,
+    F.multi_head_attention_forward: _open_attention,
+    torch.lstm: _recurrent,
+    torch.gru: _recurrent,
+    torch.rnn_tanh: _recurrent,
+    torch.rnn_relu: _recurrent,
+    torch.rand: _rand,
+    torch.randn: _rand,
+    torch.rand_like: _rand_like,
+    torch.randn_like: _rand_like,
+    torch.bernoulli: _bernoulli,
+}
+
+_REFUSED = {
+    torch.randint,
+    torch.randint_like,
+    torch.randperm,
+    torch.normal,
+    torch.multinomial,
+    torch.poisson,
+    torch.binomial,
+    torch.rrelu,
+    torch.rrelu_,
+    torch.alpha_dropout,
+    torch.alpha_dropout_,
+    torch.feature_dropout,
+    torch.feature_dropout_,
+    torch.feature_alpha_dropout,
+    torch.feature_alpha_dropout_,
+    torch.native_dropout,
+    F.rrelu,
+    F.gumbel_softmax,
+    F.fractional_max_pool2d,
+    F.fractional_max_pool3d,
+    *(
+        getattr(Tensor, name)
+        for name in (
+            "bernoulli",
+            "bernoulli_",
+            "cauchy_",
+            "exponential_",
+            "geometric_",
+            "log_normal_",
+            "multinomial",
+            "normal_",
+            "random_",
+            "uniform_",
+        )
+    ),
+}
