@@ -1,0 +1,81 @@
+"""The command line: ``purestep demo``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit status. A bad argument exits with 2 and says what would be right."""
+    parser = argparse.ArgumentParser(prog="purestep", description="Pure-functional training for PyTorch.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_demo(commands)
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except (ImportError, ValueError, RuntimeError, OSError) as error:
+        print(f"purestep {options.command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="train a multi-input classifier on real digits",
+        description="Train a convolutional + tabular classifier on scikit-learn's digits: pictures of the left halves "
+        "through an image folder, sums of the right halves through a DataFrame.",
+    )
+    demo.add_argument("--steps", type=_positive, default=600, help="training steps (default: 600)")
+    demo.add_argument("--seed", type=_not_negative, default=0, help="of the model, the order and the run (default: 0)")
+    demo.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
+    demo.add_argument("--no-compile", action="store_true", help="run the pure step eagerly")
+    demo.add_argument("--ablate", action="store_true", help="also train on each input alone")
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the results (default: runs/demo)")
+    demo.set_defaults(run=_run_demo)
+
+
+def _run_demo(options: argparse.Namespace) -> None:
+    import torch
+
+    from purestep import demo
+
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device must be a device that torch has here, got {options.device!r}: {error}") from error
+    demo.run(
+        demo.Settings(
+            steps=options.steps,
+            seed=options.seed,
+            device=options.device,
+            compiled=not options.no_compile,
+            out=options.out,
+            ablate=options.ablate,
+        )
+    )
+
+
+def _positive(text: str) -> int:
+    return _integer(text, 1)
+
+
+def _not_negative(text: str) -> int:
+    return _integer(text, 0)
+
+
+def _integer(text: str, minimum: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = minimum - 1
+    if value < minimum:
+        raise argparse.ArgumentTypeError(f"must be an int of at least {minimum}, got {text!r}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
