@@ -14,7 +14,7 @@ FLOORS: dict[str, list[list[str]]] = {
     "0 ground": [["_checks", "_tree"], ["random", "objectives", "updates", "functional"], ["state", "draws"]],
     "1 mathematics": [["schedules", "transforms", "gradients", "data.orders"]],
     "2 composition": [
-        ["step", "optimizers", "checkpoint", "data.sources", "data.pipeline", "data"],
+        ["step", "optimizers", "checkpoint", "data.sources", "data.tables", "data.pipeline", "data"],
         ["execution"],
     ],
     "3 shells": [["integrations", "laws", "measure"], ["fit"], ["demo"], ["cli"]],

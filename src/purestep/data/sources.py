@@ -1,0 +1,179 @@
+"""Sources: where examples come from. A source answers ``len(source)`` and ``source.fetch(indices) -> TensorDict``.
+
+Everything is fetched by the batch, so a source in memory can select all rows at once and a source of files can decide
+how to read them. Here are sources in memory, and those made of other sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from purestep._checks import listed
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Anything with a length and a batched ``fetch``.
+
+    Three attributes are optional: ``in_memory = True`` says that a fetch only selects, so that no thread is worth its
+    while; ``device``, where the batches come out, if that is not the CPU; ``classes``, the labels whose positions the
+    label leaf holds.
+    """
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        ...
+
+    def fetch(self, indices: Tensor) -> TensorDictBase:
+        """Return the examples at ``indices`` (int64, shape (n,), from 0 to len - 1), with ``batch_size=[n]``.
+
+        It may be called from several threads at once.
+        """
+        ...
+
+
+def from_tensors(data: TensorDictBase | Mapping[str, Any]) -> TensorSource:
+    """Return a source of tensors in memory: a TensorDict, or a (nested) dict of tensors, examples along dimension 0.
+
+    The tensors are held, not copied, on whichever device they are; batches come out on that device.
+
+    Raises:
+        TypeError: a leaf is not a tensor.
+        ValueError: there is no leaf, one has no dimension, or they disagree about the number of examples or the device.
+    """
+    if not isinstance(data, (TensorDictBase, Mapping)):
+        raise TypeError(f"data must be a TensorDict or a dict of tensors, got {type(data).__name__}")
+    leaves = dict(_leaves(data))
+    if not leaves:
+        raise ValueError("data must hold at least one tensor, got none")
+    for name, leaf in leaves.items():
+        if not isinstance(leaf, Tensor):
+            kind = type(leaf).__name__
+            raise TypeError(f"data[{name!r}] must be a tensor, got {kind} (torch.as_tensor makes one of an array)")
+        if leaf.ndim == 0:
+            raise ValueError(
+                f"data[{name!r}] must have its examples along dimension 0, got a tensor without dimensions"
+            )
+    _same("number of examples", {name: len(leaf) for name, leaf in leaves.items()})
+    _same("device", {name: str(leaf.device) for name, leaf in leaves.items()})
+    return TensorSource(data)
+
+
+def multi(*sources: Source, **named: Source) -> Source:
+    """Return a source whose examples join those of several sources of equal length, row by row.
+
+    The keys of ``sources`` stand side by side in the batch; those of a named source are nested under its name:
+    ``multi(images, table)`` gives ``batch["image"]`` and ``batch["tabular"]``, and ``multi(left=a, right=b)`` gives
+    ``batch["left", "image"]`` and ``batch["right", "image"]``. One example is fetched to learn the keys.
+
+    Raises:
+        TypeError: a part is not a source.
+        ValueError: there is none, the lengths differ, or two parts have the same key.
+    """
+    return _MultiSource(sources, named)
+
+
+def cache(source: Source, *, block: int = 256) -> TensorSource:
+    """Fetch every example of ``source`` once, and return a source that holds them in memory.
+
+    A random transform of the source is drawn once, too: keep such a one for the pipeline's ``transform``.
+    """
+    count = len(source)
+    if count == 0:
+        raise ValueError("source must hold at least one example to be cached, got an empty one")
+    whole: Any = None
+    for start in range(0, count, block):
+        part = source.fetch(torch.arange(start, min(start + block, count)))
+        if whole is None:
+            whole = part.apply(lambda leaf: leaf.new_empty((count, *leaf.shape[1:])), batch_size=[count])
+        whole[start : start + block] = part
+    return TensorSource(whole, getattr(source, "classes", None))
+
+
+class TensorSource:
+    """What :func:`from_tensors` and :func:`cache` return."""
+
+    in_memory = True
+
+    def __init__(self, data: Any, classes: tuple[Any, ...] | None = None) -> None:
+        self.data = _tree(data)
+        self.classes = classes
+        first = next(leaf for _, leaf in _leaves(self.data))
+        self.device: torch.device = first.device
+        self._count = len(first)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def fetch(self, indices: Tensor) -> TensorDictBase:
+        # index_select on each leaf takes 0.4 of the time of `tensordict[indices]`.
+        return _select(self.data, indices.to(self.device))
+
+
+class _MultiSource:
+    def __init__(self, sources: tuple[Source, ...], named: dict[str, Source]) -> None:
+        parts = {**{f"argument {i}": part for i, part in enumerate(sources)}, **named}
+        for name, part in parts.items():
+            if not isinstance(part, Source):
+                raise TypeError(f"{name} must be a source (len and fetch), got {type(part).__name__}")
+        if not parts:
+            raise ValueError("multi must be given at least one source, got none")
+        _same("number of examples", {name: len(part) for name, part in parts.items()})
+        if len(next(iter(parts.values()))) == 0:
+            raise ValueError("the sources must hold at least one example, got empty ones")
+        keys: list[Any] = list(named)
+        for part in sources:
+            keys += part.fetch(torch.zeros(1, dtype=torch.int64)).keys()
+        if twice := sorted({str(key) for key in keys if keys.count(key) > 1}):
+            raise ValueError(
+                f"the parts must have distinct keys, got {listed(twice)} twice: name one, multi(a, other=b)"
+            )
+        self.sources = sources
+        self.named = named
+        self.in_memory = all(getattr(part, "in_memory", False) for part in parts.values())
+        classes = [known for part in parts.values() if (known := getattr(part, "classes", None)) is not None]
+        self.classes: tuple[Any, ...] | None = classes[0] if len(classes) == 1 else None  # of whom, were there two?
+        devices = {getattr(part, "device", None) for part in parts.values()}
+        self.device: torch.device | None = devices.pop() if len(devices) == 1 else None
+        self._count = len(next(iter(parts.values())))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def fetch(self, indices: Tensor) -> TensorDictBase:
+        batch: dict[str, Any] = {name: part.fetch(indices) for name, part in self.named.items()}
+        for part in self.sources:
+            batch.update(part.fetch(indices).items())
+        return TensorDict(batch, batch_size=indices.shape)
+
+
+def _same(what: str, values: Mapping[str, Any]) -> None:
+    if len(set(values.values())) > 1:
+        told = ", ".join(f"{name!r}: {value}" for name, value in values.items())
+        raise ValueError(f"the {what} must be the same throughout, got {told}")
+
+
+def _leaves(data: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, (TensorDictBase, Mapping)):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _tree(data: Any) -> dict[str, Any]:
+    """Nested plain dicts, which are quicker to walk for every batch than a TensorDict."""
+    return {key: _tree(value) if isinstance(value, (TensorDictBase, Mapping)) else value for key, value in data.items()}
+
+
+def _select(tree: dict[str, Any], indices: Tensor) -> TensorDict:
+    selected = {
+        key: _select(value, indices) if isinstance(value, dict) else value.index_select(0, indices)
+        for key, value in tree.items()
+    }
+    return TensorDict(selected, batch_size=indices.shape)
