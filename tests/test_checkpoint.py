@@ -20,7 +20,7 @@ import purestep as ps
 from purestep import checkpoint
 from purestep.checkpoint import load, load_extra, save
 from purestep.execution import _boundary
-from purestep.execution._boundary import DonatedStateError
+from purestep.state import DonatedStateError
 
 
 def small_model() -> nn.Module:

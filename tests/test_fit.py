@@ -8,7 +8,6 @@ import signal
 import threading
 import weakref
 from itertools import count, islice
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,9 +17,9 @@ import purestep as ps
 from purestep import data
 from purestep.checkpoint import load, save
 from purestep.execution import _boundary
-from purestep.execution._boundary import DonatedStateError
 from purestep.fit import _progress, evaluate, fit
 from purestep.fit._window import Reading, Window
+from purestep.state import DonatedStateError
 
 
 def batches(job, first: int = 0):
@@ -665,16 +664,6 @@ def test_bad_evaluations_are_named(job):
             evaluate(step, job.state(), batches_)
     with pytest.raises(TypeError, match="step must be a function"):
         evaluate(None, job.state(), one)
-
-
-def test_the_documentation_runs(tmp_path, monkeypatch):
-    pytest.importorskip("tensorboard")
-    text = (Path(__file__).parent.parent / "docs" / "training-loop.md").read_text()
-    monkeypatch.chdir(tmp_path)
-    namespace: dict = {"__name__": "docs.training_loop"}
-    with torch.random.fork_rng(devices=[]):
-        for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
-            exec(compile(block, "docs/training-loop.md", "exec"), namespace)
 
 
 @pytest.mark.cuda

@@ -7,9 +7,7 @@ import copy
 import json
 import math
 import pickle
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -618,14 +616,6 @@ def test_bad_formulas() -> None:
 
 
 # Drawn and documented
-
-
-def test_the_examples_of_the_documentation_run() -> None:
-    text = (Path(__file__).parent.parent / "docs" / "schedules.md").read_text()
-    examples = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(examples) > 3
-    # Under a name of their own, as a schedule that an example defines is known by its module.
-    exec("\n".join(examples), {"__name__": "docs.schedules"})
 
 
 def test_plot(monkeypatch: pytest.MonkeyPatch) -> None:

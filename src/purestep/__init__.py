@@ -4,13 +4,15 @@ A training step is a function ``(state, batch) -> (state, metrics)`` that reads 
 nothing but its results.
 """
 
-from purestep import random
-from purestep.execution.compile import compile
+from purestep import checkpoint, data, random, schedules
+from purestep.draws import UnkeyedDrawError
+from purestep.execution.compile import compile, compiler_missing
+from purestep.fit import evaluate, fit
 from purestep.functional import BoundModule, load_into
 from purestep.gradients import Gradient
 from purestep.objectives import Loss, Mean, mean, merge, values
 from purestep.optimizers import adamw, matrices_only, sgd
-from purestep.state import TrainState, init_state, init_state_from_meta
+from purestep.state import DonatedStateError, TrainState, init_state, init_state_from_meta
 from purestep.step import Context, eval_step, grad_step, loss_step, train_step, update_step
 from purestep.transforms import clip_by_global_norm
 from purestep.updates import GradientTransformation, Optimizer, UpdateContext, chain
@@ -18,18 +20,25 @@ from purestep.updates import GradientTransformation, Optimizer, UpdateContext, c
 __all__ = [
     "BoundModule",
     "Context",
+    "DonatedStateError",
     "Gradient",
     "GradientTransformation",
     "Loss",
     "Mean",
     "Optimizer",
     "TrainState",
+    "UnkeyedDrawError",
     "UpdateContext",
     "adamw",
     "chain",
+    "checkpoint",
     "clip_by_global_norm",
     "compile",
+    "compiler_missing",
+    "data",
     "eval_step",
+    "evaluate",
+    "fit",
     "grad_step",
     "init_state",
     "init_state_from_meta",
@@ -39,6 +48,7 @@ __all__ = [
     "mean",
     "merge",
     "random",
+    "schedules",
     "sgd",
     "train_step",
     "update_step",

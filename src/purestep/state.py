@@ -14,6 +14,10 @@ from purestep.functional import Trainable
 from purestep.updates import GradientTransformation, Optimizer
 
 
+class DonatedStateError(RuntimeError):
+    """A state was read after it was donated to a compiled step: its storage holds the next state."""
+
+
 class TrainState(TensorClass):
     """Everything that changes during training, and nothing that does not.
 

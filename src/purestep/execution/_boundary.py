@@ -13,13 +13,9 @@ import torch.utils._pytree as pytree
 from tensordict import TensorDict, TensorDictBase, is_tensorclass
 from torch import Tensor
 
-from purestep.state import TrainState
+from purestep.state import DonatedStateError, TrainState
 
 _TENSOR = ("tensor",)
-
-
-class DonatedStateError(RuntimeError):
-    """A state was read after it was donated to a compiled step."""
 
 
 class Flat(NamedTuple):

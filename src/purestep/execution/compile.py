@@ -35,7 +35,8 @@ def compile(
         donate: write the new state into the storage of the old one, inside the graph, so that no second copy of the
             model exists. The state that was given in then refuses to be read, by name; tensors that were taken out of
             it earlier change: clone what must stay.
-        dynamic, options: as in ``torch.compile``; ``options`` are the inductor's.
+        dynamic, options: as in ``torch.compile``; ``options`` are inductor's, to which ``cpp_wrapper=True`` is added
+            on the CPU.
 
     Returns:
         A function of the same arguments and results. Called inside ``torch.func`` transforms or another compilation,
@@ -104,14 +105,17 @@ class _Compiled:
         return (_boundary.hand_over(state, flat, self._name), results) if donating else results
 
     def _trace(self, state: Flat, batch: Flat) -> _Graph:
+        options: dict[str, Any] = {"guard_filter_fn": _only_arguments}
         if any(leaf.device.type == "cpu" for leaf in state.leaves):
             missing = compiler_missing()
             if missing:
                 raise RuntimeError(missing)
+            options["cpp_wrapper"] = True  # the graph's calls in C++ instead of Python: docs/performance.md
         returns_state, form = self._probe(state, batch)
         run = _flat_function(self._step, state.form, batch.form, donate=self._donate and returns_state)
-        options = {"guard_filter_fn": _only_arguments, **self._options}
-        return _Graph(torch.compile(run, fullgraph=True, dynamic=self._dynamic, options=options), form, returns_state)
+        options |= self._options
+        compiled = torch.compile(run, fullgraph=True, dynamic=self._dynamic, options=options)
+        return _Graph(compiled, form, returns_state)
 
     def _probe(self, state: Flat, batch: Flat) -> tuple[bool, Any]:
         """Run the step once on tensors without storage: its errors are raised as they are, and its results' form is

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 from purestep import _checks
 from purestep.checkpoint import check_target
 from purestep.checkpoint import save as save_state
-from purestep.execution._boundary import DonatedStateError
 from purestep.fit import _progress
 from purestep.fit._interrupt import Interrupts
 from purestep.fit._window import Reading, Window
 from purestep.fit.evaluation import check_batches, check_step, no_batches
-from purestep.state import TrainState
+from purestep.state import DonatedStateError, TrainState
 
 Logger = Callable[[int, dict[str, float]], Any]
 Validate = Callable[[TrainState], Mapping[str, Any]]
