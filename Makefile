@@ -26,6 +26,7 @@ docs: $(VENV)/.docs
 
 bench: $(VENV)/.dev
 	$(BIN)/python bench/step_overhead.py
+	$(BIN)/python bench/adamw_update.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "purestep needs Python 3.11 or newer; name one with make PYTHON=...")'

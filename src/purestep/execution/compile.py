@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from purestep.execution import _boundary
 from purestep.execution._boundary import Flat
+from purestep.execution._scalars import StoreScalars
 from purestep.state import TrainState
 
 
@@ -35,8 +36,7 @@ def compile(
         donate: write the new state into the storage of the old one, inside the graph, so that no second copy of the
             model exists. The state that was given in then refuses to be read, by name; tensors that were taken out of
             it earlier change: clone what must stay.
-        dynamic, options: as in ``torch.compile``; ``options`` are inductor's, to which ``cpp_wrapper=True`` is added
-            on the CPU.
+        dynamic, options: as in ``torch.compile``; ``options`` are inductor's.
 
     Returns:
         A function of the same arguments and results. Called inside ``torch.func`` transforms or another compilation,
@@ -110,7 +110,7 @@ class _Compiled:
             missing = compiler_missing()
             if missing:
                 raise RuntimeError(missing)
-            options["cpp_wrapper"] = True  # the graph's calls in C++ instead of Python: docs/performance.md
+            options["post_grad_custom_post_pass"] = StoreScalars()
         returns_state, form = self._probe(state, batch)
         run = _flat_function(self._step, state.form, batch.form, donate=self._donate and returns_state)
         options |= self._options
