@@ -119,9 +119,10 @@ def _philox(key: Tensor, c0: Any, c1: Any, c2: Any, purpose: int) -> tuple[Tenso
 
 
 def _multiply(constant: int, word: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of a 32 x 32 bit product, in halves: the whole product would overflow int64."""
-    low_part = (constant & 0xFFFF) * word
-    high_part = (constant >> 16) * word
-    # constant * word = high_part * 2^16 + low_part, each below 2^48.
-    middle = high_part + (low_part >> 16)
-    return middle >> 16, ((middle & 0xFFFF) << 16) | (low_part & 0xFFFF)
+    """High and low 32 bits of a 32 x 32 bit product, without overflowing int64.
+
+    Both multipliers are at least 2^31, so ``constant - 2^32`` is a negative number above -2^31 and its product with a
+    word fits; ``word * 2^32``, which it lacks, belongs to the high half alone.
+    """
+    product = word * (constant - (1 << 32))
+    return (product >> 32) + word, product & _MASK
