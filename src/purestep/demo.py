@@ -268,6 +268,7 @@ def _report(figures: dict[str, Any], settings: Settings, say: Callable[[str], No
         speed = figures.get(f"steps_per_second_{name}")
         if speed is not None:
             say(f"steps/s, {label:<18} {speed:8.0f}")
-    say(f"trained {settings.steps} steps in {figures['train_seconds']:.1f} s, compilation included")
+    included = ", compilation included" if "steps_per_second_compiled" in figures else ""
+    say(f"trained {settings.steps} steps in {figures['train_seconds']:.1f} s{included}")
     say(f"checkpoint  {figures['checkpoint']}")
     say(f"schedule    {figures['schedule']}")
