@@ -573,7 +573,10 @@ def test_another_handler_and_another_thread_are_left_alone(job):
     )
     thread.start()
     thread.join()
-    assert same(results[0].state, plain_loop(job, 2)[0])
+    # A thread may have another number of threads for its kernels, which sum in another order.
+    right = plain_loop(job, 2)[0].params
+    for name, value in results[0].state.params.items():
+        torch.testing.assert_close(value, right[name], rtol=1e-12, atol=1e-14)
 
 
 # What is refused, and how

@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorClass, TensorDict
 from torch import Tensor, nn
 
-from purestep import _tree, functional, random
+from purestep import _checks, _tree, functional, random
 from purestep.functional import Trainable
 from purestep.updates import GradientTransformation, Optimizer
 
@@ -41,6 +41,23 @@ class TrainState(TensorClass):
     calls: Tensor
     key: Tensor
     aux: TensorDict
+
+    def replace(self, **changes: Any) -> TrainState:
+        """Return another state with some fields replaced whole; it shares the rest.
+
+        (A TensorDict's own ``replace`` would merge another optimizer's state into this one's.)
+
+        Raises:
+            TypeError: a name that is no field of a state.
+        """
+        fields = {name: getattr(self, name) for name in _FIELDS}
+        unknown = [name for name in changes if name not in fields]
+        if unknown:
+            raise TypeError(f"a TrainState has no field {unknown[0]!r}{_checks.near_misses(unknown[0], fields)}")
+        return TrainState(**{**fields, **changes}, batch_size=self.batch_size)
+
+
+_FIELDS = ("params", "buffers", "opt_state", "step", "calls", "key", "aux")
 
 
 def init_state(
@@ -91,6 +108,7 @@ def init_state_from_meta(
     """
     if isinstance(make_model, nn.Module) or not callable(make_model):
         raise TypeError(f"make_model must be a function that builds the module, got {type(make_model).__name__}")
+    random.key(seed)  # refused here, before torch's own generator says it in other words
     with torch.device("meta"):
         model = make_model()
     functional.check_module(model)

@@ -233,9 +233,11 @@ def _update(optimizer: Optimizer, grads: Any, state: TrainState, params: Any, co
     try:
         return optimizer.update(grads, state.opt_state, params, context)
     except KeyError as error:
+        # TensorDict's own message quotes the name inside a sentence.
+        name = str(error.args[0]).split('"')[1] if '"' in str(error.args[0]) else error.args[0]
         raise ValueError(
-            f"state.opt_state does not belong to this optimizer and these trainable parameters: it lacks {error}. "
-            "Give ps.init_state the optimizer and the trainable= that ps.train_step has"
+            f"state.opt_state does not belong to this optimizer and these trainable parameters: {name!r} is on one "
+            "side only. Give ps.init_state the optimizer and the trainable= that ps.train_step has"
         ) from error
 
 

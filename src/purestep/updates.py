@@ -187,7 +187,8 @@ def safe_sqrt(tensor: Tensor) -> Tensor:
     if not _differentiable(tensor):
         return torch.sqrt(tensor)
     zero = tensor == 0
-    return torch.where(zero, tensor, torch.sqrt(torch.where(zero, torch.ones_like(tensor), tensor)))
+    # A product with zero keeps the sign of a negative zero, and has the derivative zero in either mode.
+    return torch.where(zero, tensor * 0, torch.sqrt(torch.where(zero, torch.ones_like(tensor), tensor)))
 
 
 def _differentiable(tensor: Tensor) -> bool:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import torch
 import torch.utils._pytree as pytree
 from tensordict import TensorDict, TensorDictBase, is_tensorclass
 from torch import Tensor
 
 from purestep.state import DonatedStateError, TrainState
 
-_TENSOR = ("tensor",)
+_TENSOR, _NUMBER = ("tensor",), ("number",)
 
 
 class Flat(NamedTuple):
@@ -38,7 +39,7 @@ def flatten(value: Any, name: str) -> tuple[list[Tensor], Any]:
 def _flatten(value: Any, leaves: list[Tensor], path: str) -> Any:
     if isinstance(value, Tensor):
         leaves.append(value)
-        return _TENSOR
+        return _NUMBER if is_number(value) else _TENSOR
     kind = type(value)
     if is_tensorclass(value):
         fields = value._tensordict
@@ -46,7 +47,11 @@ def _flatten(value: Any, leaves: list[Tensor], path: str) -> Any:
     if isinstance(value, TensorDictBase):
         keys, children = tuple(value.keys()), list(value.values())
         forms = tuple(_flatten(child, leaves, f"{path}[{key!r}]") for key, child in zip(keys, children, strict=True))
-        return ("tensordict", tuple(value.batch_size), keys, forms)
+        # How many dimensions, not how long: batches of every length have one form.
+        batch_dims = (
+            value.batch_dims if any(isinstance(child, Tensor) for child in children) else tuple(value.batch_size)
+        )
+        return ("tensordict", batch_dims, keys, forms)
     if kind in (dict, tuple, list):
         keys = tuple(value) if kind is dict else tuple(range(len(value)))
         return (kind, keys, tuple(_flatten(value[key], leaves, f"{path}[{key!r}]") for key in keys))
@@ -57,6 +62,11 @@ def _flatten(value: Any, leaves: list[Tensor], path: str) -> Any:
     raise TypeError(f"{path} must be a tensor or a nesting of tensors, got {value!r} of type {kind.__name__}")
 
 
+def is_number(leaf: Tensor) -> bool:
+    """Whether Dynamo would take a tensor for a Python number: 0-d, float64, on the CPU."""
+    return leaf.dim() == 0 and leaf.dtype == torch.float64
+
+
 def unflatten(form: Any, leaves: list[Tensor]) -> Any:
     """Return the nesting of a form, filled with tensors; the inverse of :func:`flatten`."""
     return _unflatten(form, iter(leaves))
@@ -64,15 +74,17 @@ def unflatten(form: Any, leaves: list[Tensor]) -> Any:
 
 def _unflatten(form: Any, leaves: Iterator[Tensor]) -> Any:
     kind = form[0]
-    if kind == "tensor":
+    if kind in ("tensor", "number"):
         return next(leaves)
     if kind == "class":
         return form[1].from_tensordict(_unflatten(form[2], leaves))
     if kind == "tensordict":
         _, batch_size, keys, forms = form
-        return TensorDict(
-            {key: _unflatten(child, leaves) for key, child in zip(keys, forms, strict=True)}, batch_size=batch_size
-        )
+        entries = {key: _unflatten(child, leaves) for key, child in zip(keys, forms, strict=True)}
+        if isinstance(batch_size, int):
+            first = next(entry for entry in entries.values() if isinstance(entry, Tensor))
+            batch_size = first.shape[:batch_size]
+        return TensorDict(entries, batch_size=batch_size)
     if kind == "node":
         _, node, context, forms = form
         return pytree.SUPPORTED_NODES[node].unflatten_fn([_unflatten(child, leaves) for child in forms], context)
@@ -85,6 +97,8 @@ def flatten_state(state: Any) -> Flat:
     """Return a state's leaves and form; of a state that a donating step returned, without walking it again."""
     if not isinstance(state, TrainState):
         raise TypeError(f"state must be a TrainState (ps.init_state makes one), got {type(state).__name__}")
+    if isinstance(vars(state)["_tensordict"], _Donated):
+        state.params  # raises  # noqa: B018
     known = vars(state).get("_purestep_flat")
     # A locked TensorDict cannot get other leaves, so what was true when it was returned still is.
     if known is not None and state.is_locked:

@@ -76,11 +76,15 @@ def compiler_missing() -> str | None:
     return None
 
 
+# Positions of 0-d float64 leaves in the state and in the batch: see _widened.
+_Numbers = tuple[tuple[int, ...], tuple[int, ...]]
+
+
 class _Graph:
     """One structure of (state, batch) and what was compiled for it."""
 
-    def __init__(self, run: Callable[..., list[Tensor]], form: Any, returns_state: bool) -> None:
-        self.run, self.form, self.returns_state = run, form, returns_state
+    def __init__(self, run: Callable[..., list[Tensor]], form: Any, returns_state: bool, numbers: _Numbers) -> None:
+        self.run, self.form, self.returns_state, self.numbers = run, form, returns_state, numbers
 
 
 class _Compiled:
@@ -100,7 +104,7 @@ class _Compiled:
         donating = self._donate and graph.returns_state
         if donating:
             _boundary.check_owned(state, flat)
-        outputs = graph.run(flat.leaves, inputs)
+        outputs = graph.run(_widened(flat.leaves, graph.numbers[0]), _widened(inputs, graph.numbers[1]))
         results = _boundary.unflatten(graph.form, outputs)
         return (_boundary.hand_over(state, flat, self._name), results) if donating else results
 
@@ -112,10 +116,11 @@ class _Compiled:
                 raise RuntimeError(missing)
             options["post_grad_custom_post_pass"] = StoreScalars()
         returns_state, form = self._probe(state, batch)
-        run = _flat_function(self._step, state.form, batch.form, donate=self._donate and returns_state)
+        numbers = _numbers(state.leaves), _numbers(batch.leaves)
+        run = _flat_function(self._step, state.form, batch.form, numbers, donate=self._donate and returns_state)
         options |= self._options
         compiled = torch.compile(run, fullgraph=True, dynamic=self._dynamic, options=options)
-        return _Graph(compiled, form, returns_state)
+        return _Graph(compiled, form, returns_state, numbers)
 
     def _probe(self, state: Flat, batch: Flat) -> tuple[bool, Any]:
         """Run the step once on tensors without storage: its errors are raised as they are, and its results' form is
@@ -133,10 +138,24 @@ class _Compiled:
             return True, _boundary.flatten(results[1], "metrics")[1]
 
 
-def _flat_function(step: Callable[..., Any], state_form: Any, batch_form: Any, *, donate: bool) -> Callable[..., Any]:
+def _numbers(leaves: list[Tensor]) -> tuple[int, ...]:
+    return tuple(i for i, leaf in enumerate(leaves) if _boundary.is_number(leaf))
+
+
+def _widened(leaves: list[Tensor], numbers: tuple[int, ...]) -> list[Tensor]:
+    """Dynamo takes a 0-d float64 tensor on the CPU for a Python number: it guards on its not being NaN, traces the
+    step twice, and the second time loses what is written into it. A view with one dimension is a tensor to it."""
+    return [leaf.view(1) if i in numbers else leaf for i, leaf in enumerate(leaves)] if numbers else leaves
+
+
+def _flat_function(
+    step: Callable[..., Any], state_form: Any, batch_form: Any, numbers: _Numbers, *, donate: bool
+) -> Callable[..., Any]:
     """Return ``step`` as a function of flat lists, which writes the new state into the old leaves where it donates."""
 
     def run(state_leaves: list[Tensor], batch_leaves: list[Tensor]) -> list[Tensor]:
+        state_leaves = [leaf.view(()) if i in numbers[0] else leaf for i, leaf in enumerate(state_leaves)]
+        batch_leaves = [leaf.view(()) if i in numbers[1] else leaf for i, leaf in enumerate(batch_leaves)]
         results = step(_boundary.unflatten(state_form, state_leaves), _boundary.unflatten(batch_form, batch_leaves))
         if not donate:
             return _boundary.flatten(results, "results")[0]
@@ -151,10 +170,10 @@ def _flat_function(step: Callable[..., Any], state_form: Any, batch_form: Any, *
 
     # Dynamo keeps what it compiled with the code object, and we drop the guards that would tell two closures of one
     # code object apart: each needs a code object of its own.
-    own = types.FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
-    return own
+    return types.FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
 
 
 def _only_arguments(entries: Sequence[Any]) -> list[bool]:
     """Keep Dynamo's guards on the arguments and on torch's global modes; a step closes over constants only."""
-    return [entry.name == "" or entry.name.startswith(("L['state_leaves']", "L['batch_leaves']")) for entry in entries]
+    arguments = ("state_leaves", "batch_leaves", "L['state_leaves']", "L['batch_leaves']")
+    return [entry.name == "" or entry.name.startswith(arguments) for entry in entries]
