@@ -263,3 +263,30 @@ def test_without_a_compiler_it_says_so(monkeypatch):
     small = line(0.1)
     with pytest.raises(RuntimeError, match="install g"):
         ps.compile(small.step)(small.state(), small.batch)
+
+
+def test_an_entry_that_moves_to_another_place_keeps_its_value_when_donated():
+    """A value kept for a step or two: the new state holds old entries in other places, and a metric views one."""
+
+    def init(params):
+        return TensorDict({"previous": params.clone(), "before": params.clone()}, batch_size=[])
+
+    def update(grads, state, params, context):
+        moved = {name: p - 0.1 * grads[name] for name, p in params.items()}
+        after = {"previous": params, "before": state["previous"]}
+        return TensorDict(moved, batch_size=[]), TensorDict(after, batch_size=[])
+
+    def objective(model, batch):
+        return ps.mean(model(batch).square()), {"bias": ps.once(model.bias.view(()))}
+
+    model = torch.nn.Linear(3, 1).double()
+    optimizer = ps.Optimizer(init, update)
+    step = ps.train_step(model, objective, optimizer)
+    batch = torch.randn(5, 3, dtype=torch.float64)
+    laws.check_execution_invariant(
+        step,
+        ps.init_state(model, optimizer, seed=0),
+        batch,
+        others={"donated": ps.compile(step, donate=True)},
+        steps=3,
+    )

@@ -11,8 +11,13 @@ SOURCE = Path(__file__).parent.parent / "src" / "purestep"
 
 # From the ground up. Within a floor, a row may import from the rows before it.
 FLOORS: dict[str, list[list[str]]] = {
-    "0 ground": [["_checks", "_tree"], ["random", "objectives", "updates", "functional"], ["state", "draws"]],
-    "1 mathematics": [["schedules", "transforms", "gradients", "data.orders"]],
+    "0 ground": [
+        ["_checks", "_tree"],
+        ["random", "objectives", "_structure"],
+        ["updates", "functional"],
+        ["state", "draws"],
+    ],
+    "1 mathematics": [["schedules", "transforms", "gradients", "_forward", "data.orders"]],
     "2 composition": [
         ["step", "optimizers", "checkpoint", "data.sources", "data.tables", "data.pipeline", "data"],
         ["execution"],

@@ -92,7 +92,7 @@ def test_a_bare_loss_has_a_gradient_that_merges_with_nothing():
     model = make_model()
     gradient = ps.grad_step(model, bare)(state_of(model), batch())
     assert gradient.weight == ()
-    assert_equal_gradients(gradient.mean(), by_backward(model, lambda m, b: ps.mean(bare(m, b)), batch()))
+    assert_equal_gradients(gradient.mean(), by_backward(model, lambda m, b: ps.once(bare(m, b)), batch()))
     with pytest.raises(TypeError, match="whose denominator nobody knows"):
         ps.merge(gradient, gradient)
 
@@ -212,3 +212,20 @@ def test_no_grad_around_a_step_changes_nothing():
         got = ps.grad_step(model, one_term)(state_of(model), batch()).mean()
     for name, leaf in right.items():
         assert torch.equal(got[name], leaf)
+
+
+def test_a_derivative_by_the_batch_reaches_through_the_step():
+    """Dataset distillation by plain autograd: the batch asks for a derivative, the parameters do not."""
+    model = make_model()
+    given = batch()
+    given["x"].requires_grad_()
+    after, _ = ps.train_step(model, lambda m, b: ps.mean(m(b["x"]).square()), ps.sgd(0.1))(state_of(model), given)
+    outer = after.params.values().__iter__().__next__().sum()
+    (slope,) = torch.autograd.grad(outer, given["x"])
+    assert slope.abs().sum() > 0
+
+
+def test_inference_mode_is_named():
+    model = make_model()
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"torch.inference_mode\(\) forbids them"):
+        ps.train_step(model, lambda m, b: ps.mean(m(b["x"])), ps.sgd(0.1))(state_of(model), batch())

@@ -109,18 +109,22 @@ def test_metrics_merge_by_name_and_plain_tensors_keep_the_later():
     assert list(ps.values(merged)) == ["loss", "learning_rate"]
 
 
-def test_another_metric_needs_merge_and_value_only():
-    class Largest:
-        def __init__(self, values):
-            self.largest = values.max()
+class Largest:
+    def __init__(self, largest):
+        self.largest = largest
 
-        def merge(self, other):
-            return self if self.largest >= other.largest else other
+    def merge(self, other):
+        return self if self.largest >= other.largest else other
 
-        def value(self):
-            return self.largest
+    def value(self):
+        return self.largest
 
-    first, second = Largest(numbers(1, 7)), Largest(numbers(3))
+
+def test_another_metric_needs_merge_value_and_to_be_taken_apart():
+    first, second = Largest(numbers(1, 7).max()), Largest(numbers(3).max())
+    with pytest.raises(TypeError, match="metric 'largest' is a Largest, which torch cannot take apart"):
+        read_outcome((ps.mean(numbers(1)), {"largest": first}), bare=False)
+    pytree.register_pytree_node(Largest, lambda m: ([m.largest], None), lambda children, _: Largest(*children))
     assert isinstance(first, Metric)
     _, metrics = read_outcome((ps.mean(numbers(1)), {"largest": first}), bare=False)
     merged = ps.merge(metrics, {"largest": second})
@@ -228,3 +232,21 @@ def test_what_is_refused(name):
     with pytest.raises(error) as caught:
         call()
     assert message in str(caught.value)
+
+
+def test_a_loss_that_was_reduced_before_is_refused_and_once_counts_a_penalty_once():
+    with pytest.raises(ValueError, match=r"values is one number.*before they are reduced.*ps.once"):
+        ps.mean(numbers(1, 2).mean())
+    penalty = ps.merge(ps.once(numbers(3).sum()), ps.once(numbers(3).sum()))
+    assert penalty.value().item() == 3
+    with pytest.raises(ValueError, match="amount must be a 0-d tensor"):
+        ps.once(numbers(1, 2))
+
+
+def test_means_are_summed_by_sum_and_not_multiplied():
+    loss = sum([ps.mean(numbers(1, 3)), ps.mean(numbers(4))])
+    assert loss.value().item() == 6
+    with pytest.raises(TypeError, match="a product of two is no sum over examples"):
+        ps.mean(numbers(1)) * ps.mean(numbers(2))
+    with pytest.raises(TypeError, match=r"adds only to a Mean or Loss.*ps.once"):
+        0.5 + ps.mean(numbers(1))

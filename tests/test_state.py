@@ -176,7 +176,9 @@ def test_load_into_refuses_another_model_and_writes_nothing():
     with pytest.raises(ValueError, match=r"state does not belong to this model: it lacks '1.weight'"):
         ps.load_into(model, state)
     wide = ps.init_state(nn.Sequential(nn.Linear(4, 7)), OPTIMIZER, seed=0)
-    with pytest.raises(ValueError, match=r"state\['0.weight'\] must have the shape \(6, 4\).*got \(7, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"state\['0.weight'\] must have the model's shape and dtype, \(6, 4\) .*got \(7, 4\)"
+    ):
         ps.load_into(nn.Sequential(nn.Linear(4, 6)), wide)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

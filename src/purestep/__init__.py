@@ -5,15 +5,16 @@ nothing but its results.
 """
 
 from purestep import checkpoint, data, random, schedules
+from purestep._forward import Context
 from purestep.draws import UnkeyedDrawError
 from purestep.execution.compile import compile, compiler_missing
 from purestep.fit import evaluate, fit
 from purestep.functional import BoundModule, load_into
 from purestep.gradients import Gradient
-from purestep.objectives import Loss, Mean, mean, merge, values
+from purestep.objectives import Loss, Mean, mean, merge, once, values
 from purestep.optimizers import adamw, matrices_only, sgd
 from purestep.state import DonatedStateError, TrainState, init_state, init_state_from_meta
-from purestep.step import Context, eval_step, grad_step, loss_step, train_step, update_step
+from purestep.step import eval_step, grad_step, loss_step, train_step, update_step
 from purestep.transforms import clip_by_global_norm
 from purestep.updates import GradientTransformation, Optimizer, UpdateContext, chain
 
@@ -47,6 +48,7 @@ __all__ = [
     "matrices_only",
     "mean",
     "merge",
+    "once",
     "random",
     "schedules",
     "sgd",

@@ -12,8 +12,13 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase, is_tensor_collection
+from tensordict import TensorDict, TensorDictBase, is_tensor_collection, is_tensorclass
 from torch import Tensor
+
+
+def is_transformed() -> bool:
+    """Whether we are inside a functorch transform or a compilation, where no tensor's values can be read."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def as_dict(tree: Any) -> dict[str, Tensor]:
@@ -33,14 +38,6 @@ def map_with_names(fn: Callable[..., Tensor], tree: TensorDictBase, *rest: Tenso
     return TensorDict(
         {name: fn(name, leaf, *(other[name] for other in rest)) for name, leaf in tree.items()},
         batch_size=tree.batch_size,
-    )
-
-
-def unzip(names: Any, pairs: list[tuple[Tensor, ...]], like: TensorDictBase) -> tuple[TensorDict, ...]:
-    """Turn a list of equal-length tuples, one for each name, into as many TensorDicts."""
-    return tuple(
-        TensorDict(dict(zip(names, column, strict=True)), batch_size=like.batch_size)
-        for column in zip(*pairs, strict=True)
     )
 
 
@@ -112,18 +109,21 @@ def split_batch(batch: Any, parts: int) -> list[tuple[Any, int, int]]:
             f"accumulate must be at most the number of examples in a batch, got accumulate={parts} for {length}"
         )
     bounds = [part * length // parts for part in range(parts + 1)]
-    return [(_slice(batch, start, stop), start, stop - start) for start, stop in pairwise(bounds)]
+    return [(slice_batch(batch, start, stop), start, stop - start) for start, stop in pairwise(bounds)]
 
 
-def _slice(value: Any, start: int, stop: int) -> Any:
+def slice_batch(value: Any, start: int, stop: int) -> Any:
+    """Return the examples from ``start`` up to ``stop`` of a batch of any nesting."""
     if isinstance(value, Tensor):
         return value[start:stop]
     if is_tensor_collection(value):
         if value.batch_size:
             return value[start:stop]
-        return TensorDict({key: _slice(inner, start, stop) for key, inner in value.items()}, batch_size=[])
+        if is_tensorclass(value):
+            return value.from_tensordict(slice_batch(value.to_tensordict(), start, stop))
+        return TensorDict({key: slice_batch(inner, start, stop) for key, inner in value.items()}, batch_size=[])
     if isinstance(value, dict):
-        return {key: _slice(inner, start, stop) for key, inner in value.items()}
+        return {key: slice_batch(inner, start, stop) for key, inner in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_slice(inner, start, stop) for inner in value))
-    return type(value)(_slice(inner, start, stop) for inner in value)
+        return type(value)(*(slice_batch(inner, start, stop) for inner in value))
+    return type(value)(slice_batch(inner, start, stop) for inner in value)

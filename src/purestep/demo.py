@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops.layers.torch import Rearrange
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
@@ -48,7 +49,7 @@ class DigitNet(nn.Module):
             nn.ReLU(),
             nn.Conv2d(16, 32, 3, padding=1),
             nn.ReLU(),
-            nn.Flatten(),
+            Rearrange("n channels height width -> n (channels height width)"),
             nn.Linear(32 * 8 * 4, width),
             nn.ReLU(),
         )

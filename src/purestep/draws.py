@@ -2,15 +2,17 @@
 
 A :class:`Draws` mode stands around the forward and replaces each random operation by one that is a function of
 ``(key, calls, call site, index)``. A call site is the ordinal of the draw in the forward. In the dropout family the
-index is that of the example in the *whole* batch, so cutting a batch into micro-batches changes no mask. What it does
-not know how to draw it refuses by name.
+index is that of the example in the *whole* batch, where dimension 0 runs over the examples, so cutting a batch into
+micro-batches changes no mask. What it does not know how to draw it refuses by name: from a list, and in eager mode by
+comparing the global generator's state.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -33,20 +35,30 @@ class Draws(TorchFunctionMode):
         calls: int64, 0-d: the steps attempted so far; each draws anew.
         first: index, in the whole batch, of the first example of this micro-batch.
         count: examples in this micro-batch; 0 where the batch is whole.
+        watch: compare the global generator around every call, to name the one that reads it.
     """
 
-    def __init__(self, key: Tensor, calls: Tensor, *, first: int = 0, count: int = 0) -> None:
+    def __init__(self, key: Tensor, calls: Tensor, *, first: int = 0, count: int = 0, watch: bool = False) -> None:
         super().__init__()
+        self._watch = watch
         self._key, self._calls, self._first, self._count, self._site = key, calls, first, count, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if not torch.compiler.is_compiling():
+            _refuse_checkpointing()
         draw = _DRAWN.get(func)
         if draw is not None:
             return draw(self, func, *args, **kwargs)
         if func in _REFUSED:
             raise _refusal(func)
-        return func(*args, **kwargs)
+        if not self._watch:
+            return func(*args, **kwargs)
+        before = torch.default_generator.get_state()
+        result = func(*args, **kwargs)
+        if not torch.equal(before, torch.default_generator.get_state()):
+            raise _refusal(func)
+        return result
 
     def uniform(self, shape: Any, *, by_example: bool, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the next call site's uniform numbers; ``by_example``: dimension 0 runs over the examples."""
@@ -56,6 +68,38 @@ class Draws(TorchFunctionMode):
         if by_example and self._count and shape and shape[0] % self._count == 0:
             start = self._first * (shape[0] // self._count) * math.prod(shape[1:])
         return random.uniform(key, shape, dtype=dtype, start=start)
+
+
+@contextlib.contextmanager
+def unread_generator(again: Callable[[], Any]) -> Iterator[None]:
+    """Refuse what draws from torch's global CPU generator within the block without being seen; ``again`` runs it once
+    more under a mode that watches, to name it. The generator is put back. While tracing, nothing draws."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        yield
+        return
+    before = torch.default_generator.get_state()
+    yield
+    if torch.equal(before, torch.default_generator.get_state()):
+        return
+    try:
+        again()
+    finally:
+        torch.default_generator.set_state(before)
+    raise UnkeyedDrawError(
+        "the forward draws from the global generator outside any torch function: draw with purestep.random from "
+        "context.key, the third argument of the objective"
+    )
+
+
+def _refuse_checkpointing() -> None:
+    """Activation checkpointing runs a block again during the backward pass, when neither values nor draws are bound:
+    its gradient would be wrong, and nothing would say so."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    if hooks is not None and "_checkpoint_hook" in getattr(hooks[0], "__qualname__", ""):
+        raise RuntimeError(
+            "torch.utils.checkpoint cannot be used inside a pure step, since it runs its block again after the "
+            "module's values and random draws are unbound: switch activation checkpointing off"
+        )
 
 
 def _refusal(func: Any) -> UnkeyedDrawError:
@@ -156,7 +200,7 @@ def _attention(
         scores = scores.masked_fill(~allowed, -math.inf)
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    weights = _masked(draws, torch.softmax(scores, -1), scores.shape, dropout_p, True, False)
+    weights = _masked(draws, torch._safe_softmax(scores, -1), scores.shape, dropout_p, True, False)
     return weights @ value
 
 
@@ -277,6 +321,10 @@ _REFUSED = {
     F.gumbel_softmax,
     F.fractional_max_pool2d,
     F.fractional_max_pool3d,
+    F.fractional_max_pool2d_with_indices,
+    F.fractional_max_pool3d_with_indices,
+    torch._standard_gamma,
+    torch._sample_dirichlet,
     *(
         getattr(Tensor, name)
         for name in (

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from purestep import _checks, _tree
+from purestep._structure import Attributes, structure_of
 
 Trainable = str | Sequence[str] | Callable[[str, Tensor], bool] | None
 
@@ -21,10 +22,9 @@ class BoundModule:
     """The structure of a module on the ``meta`` device, called with values that somebody else holds.
 
     The user's module is copied once, with every parameter and buffer replaced by a meta copy, so nothing is held twice
-    and nothing that happens here reaches it. Tied weights stay tied: the copy's memo maps each tensor to one meta copy.
-    (A plain ``copy.deepcopy(model).to("meta")`` unties them, and a product of a real with a meta tensor then returns
-    uninitialised memory without an error.) Tensors that are neither parameter nor buffer are copied as they are and
-    are constants.
+    and nothing that happens here reaches it. Tied weights stay tied. Tensors that are neither parameter nor buffer are
+    copied as they are and are constants; changing the module afterwards changes nothing here. What a forward writes
+    into plain attributes (a cache, a counter) is put back after the call: a call leaves nothing for the next to read.
 
     Args:
         model: any ``nn.Module``; never modified.
@@ -43,7 +43,7 @@ class BoundModule:
 
     def __init__(self, model: nn.Module, *, training: bool = True) -> None:
         check_module(model)
-        structure = _structure(model)
+        structure = structure_of(model)
         if not training:
             structure.eval()
         elif not structure.training:
@@ -51,6 +51,8 @@ class BoundModule:
         self.parameter_names = tuple(name for name, _ in model.named_parameters())
         self.buffer_names = tuple(name for name, _ in model.named_buffers())
         self._caller = _Caller(structure)
+        # One structure serves one call at a time: its values are swapped in and out.
+        self._lock = threading.RLock()
 
     def __call__(
         self, function: Callable[..., Any], params: TensorDictBase | dict[str, Tensor], buffers: Any, *args: Any
@@ -63,7 +65,14 @@ class BoundModule:
         """
         bound = {f"model.{name}": tensor for name, tensor in _tree.as_dict(params).items()}
         bound.update({f"model.{name}": tensor.clone() for name, tensor in _tree.as_dict(buffers).items()})
-        return functional_call(self._caller, bound, (function, *args), strict=True)
+        if torch.compiler.is_compiling():
+            return functional_call(self._caller, bound, (function, *args), strict=True)
+        with self._lock:
+            attributes = Attributes(self._caller.model)
+            try:
+                return functional_call(self._caller, bound, (function, *args), strict=True)
+            finally:
+                attributes.restore()
 
 
 class _Caller(nn.Module):
@@ -84,46 +93,6 @@ class _Caller(nn.Module):
 def _home(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     path, _, leaf = name.rpartition(".")
     return model.get_submodule(path), leaf
-
-
-def _structure(model: nn.Module) -> nn.Module:
-    memo: dict[int, Any] = {}
-    names: dict[int, str] = {}
-    for name, parameter in model.named_parameters():
-        blank = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
-        memo[id(parameter)], names[id(blank)] = blank, name
-    for name, buffer in model.named_buffers():
-        blank_buffer = torch.empty_like(buffer, device="meta")
-        memo[id(buffer)], names[id(blank_buffer)] = blank_buffer, name
-    try:
-        structure = copy.deepcopy(model, memo)
-    except Exception as error:
-        raise TypeError(
-            f"model cannot be copied, and its structure is needed without its values: copy.deepcopy of a "
-            f"{type(model).__name__} failed with {type(error).__name__}: {error}"
-        ) from error
-    for path, tensor in _unregistered(structure):
-        if id(tensor) in names:
-            raise ValueError(
-                f"model keeps {names[id(tensor)]!r} also in the plain attribute {path}, where no value can be bound: "
-                "use nn.ParameterList or nn.ParameterDict, or read it from the submodule that owns it"
-            )
-    return structure
-
-
-def _unregistered(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors that plain attributes hold, directly or in lists, tuples and dicts."""
-    for prefix, module in model.named_modules():
-        for name, value in vars(module).items():
-            # An RNN's `_flat_weights` are refreshed by torch at every call.
-            if name in ("_parameters", "_buffers", "_modules", "_flat_weights"):
-                continue
-            inner = (
-                value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
-            )
-            for tensor in inner:
-                if isinstance(tensor, Tensor):
-                    yield f"{prefix}.{name}" if prefix else name, tensor
 
 
 def check_module(model: Any) -> None:
@@ -158,6 +127,7 @@ def trainable_names(model: nn.Module, trainable: Trainable) -> tuple[str, ...]:
         ValueError: nothing is trainable, or a pattern that names nothing; near misses are named.
     """
     parameters = dict(model.named_parameters())
+    aliases = dict(model.named_parameters(remove_duplicate=False))
     if trainable is None:
         names = [name for name, parameter in parameters.items() if parameter.requires_grad]
         if not names:
@@ -172,12 +142,14 @@ def trainable_names(model: nn.Module, trainable: Trainable) -> tuple[str, ...]:
     if not patterns:
         raise ValueError("trainable must name at least one parameter, got an empty list")
     for pattern in patterns:
-        if not fnmatch.filter(parameters, pattern):
+        if not fnmatch.filter(aliases, pattern):
             raise ValueError(
                 f"trainable={pattern!r} names no parameter{_checks.near_misses(pattern, parameters)}; "
                 f"the model has {_checks.listed(parameters)}"
             )
-    return tuple(name for name in parameters if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+    # A tied weight has several names, and any of them names it.
+    chosen = {id(aliases[name]) for pattern in patterns for name in fnmatch.filter(aliases, pattern)}
+    return tuple(name for name, parameter in parameters.items() if id(parameter) in chosen)
 
 
 def tensors_by_name(named: Iterable[tuple[str, Tensor]], device: Any = None) -> TensorDict:
@@ -189,16 +161,17 @@ def load_into(model: nn.Module, state: Any) -> nn.Module:
     """Write a state's parameters and buffers into a module, in place, and return the module.
 
     Raises:
-        ValueError: the names or shapes differ; each difference is named, and nothing is written.
+        ValueError: the names, shapes or dtypes differ; the difference is named, and nothing is written.
     """
     targets = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     values = {**_tree.as_dict(state.params), **_tree.as_dict(state.buffers)}
     check_same_names("state", values, "model", targets)
     for name, target in targets.items():
-        if target.shape != values[name].shape:
+        value = values[name]
+        if (target.shape, target.dtype) != (value.shape, value.dtype):
             raise ValueError(
-                f"state[{name!r}] must have the shape {tuple(target.shape)} of the model's, "
-                f"got {tuple(values[name].shape)}"
+                f"state[{name!r}] must have the model's shape and dtype, {tuple(target.shape)} {target.dtype}, got "
+                f"{tuple(value.shape)} {value.dtype}"
             )
     with torch.no_grad():
         for name, target in targets.items():

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase, is_tensor_collection
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from purestep import _tree, objectives
 from purestep.objectives import Loss, Mean
@@ -66,35 +67,50 @@ class Gradient:
 
 
 def gradients_of_totals(
-    function: Callable[[dict[str, Tensor]], tuple[Loss | Mean, Any]], params: TensorDictBase, *, divided: bool
+    function: Callable[[dict[str, Tensor]], tuple[Loss | Mean, Any]],
+    params: TensorDictBase,
+    others: Any = (),
+    *,
+    divided: bool,
 ) -> tuple[tuple[TensorDict, ...], Loss | Mean, Any]:
     """Return, for each term of the loss, the gradient of its total; the loss; and what else ``function`` returned.
 
     Args:
         function: ``(params by name) -> (loss, anything made of tensors)``.
         params: flat TensorDict of the parameters to differentiate by.
+        others: what else ``function`` reads (frozen parameters, buffers, the batch), in any nesting.
         divided: differentiate ``Σ totalᵢ / weightᵢ`` in one backward pass where there are several terms.
 
-    Outside any functorch transform, outside compilation, and where nothing asks for a derivative of the gradient,
-    ``torch.autograd.grad`` on detached leaves is used: it is as pure, and half the cost of ``torch.func``.
+    Outside any functorch transform, outside compilation, and where neither ``params`` nor ``others`` ask for a
+    derivative of the gradient, ``torch.autograd.grad`` on detached leaves is used: it is as pure, and half the cost of
+    ``torch.func``. A tensor that ``function`` closes over is a constant.
     """
     names = list(params.keys())
     leaves = {name: params[name] for name in names}
-    engine = _by_func if _needs_func(leaves) else _by_autograd
+    engine = _by_func if _needs_func(leaves, others) else _by_autograd
     gradients, loss, rest = engine(function, leaves, divided)
     trees = tuple(TensorDict(dict(zip(names, each, strict=True)), batch_size=params.batch_size) for each in gradients)
     return trees, loss, rest
 
 
-def _needs_func(leaves: dict[str, Tensor]) -> bool:
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or (torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves.values()))
-    )
+def _needs_func(leaves: dict[str, Tensor], others: Any) -> bool:
+    if _tree.is_transformed() or forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and (any(leaf.requires_grad for leaf in leaves.values()) or _asks(others))
+
+
+def _asks(value: Any) -> bool:
+    """Whether anything in a nesting asks for a derivative."""
+    if isinstance(value, Tensor):
+        return value.requires_grad
+    if isinstance(value, dict) or is_tensor_collection(value):
+        return any(_asks(inner) for inner in value.values())
+    return isinstance(value, (tuple, list)) and any(_asks(inner) for inner in value)
 
 
 def _by_autograd(function: Any, leaves: dict[str, Tensor], divided: bool) -> tuple[list[Any], Loss | Mean, Any]:
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("a step needs gradients, and torch.inference_mode() forbids them: leave it around the step")
     with torch.enable_grad():
         inputs = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
         loss, rest = function(inputs)

@@ -53,9 +53,12 @@ class Mean:
         return (self,)
 
     def __mul__(self, factor: float | Tensor) -> Mean:
-        return Mean(self.total * factor, self.weight)
+        return Mean(self.total * _factor(factor), self.weight)
 
     __rmul__ = __mul__
+
+    def __radd__(self, other: Any) -> Mean:
+        return _radd(self, other)
 
     def __truediv__(self, divisor: float | Tensor) -> Mean:
         return Mean(self.total / divisor, self.weight)
@@ -97,9 +100,12 @@ class Loss:
         return Loss(tuple(a.merge(b) for a, b in zip(self.terms, other.terms, strict=True)))
 
     def __mul__(self, factor: float | Tensor) -> Loss:
-        return Loss(tuple(term * factor for term in self.terms))
+        return Loss(tuple(term * _factor(factor) for term in self.terms))
 
     __rmul__ = __mul__
+
+    def __radd__(self, other: Any) -> Loss:
+        return _radd(self, other)
 
     def __truediv__(self, divisor: float | Tensor) -> Loss:
         return Loss(tuple(term / divisor for term in self.terms))
@@ -117,11 +123,24 @@ class Loss:
         return float(self.value())
 
 
+def _factor(factor: Any) -> Any:
+    if isinstance(factor, (Mean, Loss)):
+        raise TypeError(
+            "a Mean or Loss is multiplied by a number or a tensor; a product of two is no sum over examples"
+        )
+    return factor
+
+
+def _radd(term: Any, other: Any) -> Any:
+    """``sum([mean, mean])`` begins with the number 0."""
+    return term if isinstance(other, int) and other == 0 else _sum_of_terms(term, other)
+
+
 def _sum_of_terms(left: Mean | Loss, right: Any) -> Loss:
     if not isinstance(right, (Mean, Loss)):
         raise TypeError(
             f"a Mean or Loss adds only to a Mean or Loss, got {type(right).__name__}: an amount that is no mean over "
-            "examples is ps.mean(amount), which counts it once for each micro-batch"
+            "examples (a penalty) is ps.once(amount)"
         )
     return Loss(left.terms + right.terms)
 
@@ -130,18 +149,25 @@ def mean(values: Tensor, *, where: Tensor | None = None, weight: Tensor | None =
     """Return the weighted mean of ``values`` as a :class:`Mean`: ``Σ w·x`` and ``Σ w`` over all entries.
 
     Args:
-        values: any shape; bool and integers count as float32, and half precision is summed in float32.
+        values: one dimension or more; bool and integers count as float32, and half precision is summed in float32.
         where: bool, broadcastable to ``values``: the entries that count. The others give no value and no gradient,
             whatever they hold.
         weight: real, at least 0, broadcastable to ``values``; it must not depend on the parameters.
 
     Raises:
         TypeError: ``values`` is no tensor, or ``where`` is not bool.
-        ValueError: a ``weight`` that is NaN, infinite or negative, that depends on the parameters, or that has another
-            shape. The values of a weight are read in eager mode only: a compiled graph cannot raise.
+        ValueError: ``values`` is one number (it was reduced before); a ``weight`` that is NaN, infinite or negative,
+            that depends on the parameters, or that has another shape. The values of a weight are read in eager mode
+            only: a compiled graph cannot raise.
     """
     if not isinstance(values, Tensor):
         raise TypeError(f"values must be a tensor, got {values!r} of type {type(values).__name__}")
+    if values.dim() == 0:
+        raise ValueError(
+            "values is one number, and what it is the mean of is lost: give the values before they are reduced, for "
+            'instance F.cross_entropy(logits, labels, reduction="none"); an amount that is no mean over examples (a '
+            "penalty) is ps.once(amount)"
+        )
     if not values.is_floating_point() or values.dtype in (torch.float16, torch.bfloat16):
         values = values.to(torch.float32)
     if where is None and weight is None:
@@ -159,6 +185,24 @@ def mean(values: Tensor, *, where: Tensor | None = None, weight: Tensor | None =
         values = torch.where(where, values, nothing)
         weights = torch.where(where, weights, nothing)
     return Mean(values.sum(), weights.expand(values.shape).sum())
+
+
+def once(amount: Tensor) -> Mean:
+    """Return an amount that is no mean over examples, such as a penalty on the parameters, as a :class:`Mean`.
+
+    Every micro-batch has the same amount, and pooling them gives it once.
+
+    Args:
+        amount: 0-d.
+
+    Raises:
+        TypeError, ValueError: no tensor, or one with dimensions.
+    """
+    if not isinstance(amount, Tensor):
+        raise TypeError(f"amount must be a 0-d tensor, got {amount!r} of type {type(amount).__name__}")
+    if amount.dim() != 0:
+        raise ValueError(f"amount must be a 0-d tensor, got shape {tuple(amount.shape)}; ps.mean(values) is a mean")
+    return Mean(amount, torch.ones_like(amount.detach()))
 
 
 def _check_broadcast(name: str, tensor: Tensor, values: Tensor) -> None:
@@ -191,7 +235,11 @@ def _readable(tensor: Tensor) -> bool:
     """Whether its values can be read without stalling a device: not while tracing, under vmap, or off the CPU."""
     if torch.compiler.is_compiling() or tensor.device.type != "cpu" or type(tensor) is not Tensor:
         return False
-    return not torch._C._functorch.is_batchedtensor(tensor)
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # vmap may be under a gradient
+        if torch._C._functorch.is_batchedtensor(tensor):
+            return False
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return True
 
 
 def merge(first: Any, second: Any) -> Any:
@@ -238,6 +286,8 @@ def read_outcome(result: Any, *, bare: bool) -> tuple[Loss | Mean, dict[str, Any
         raise TypeError(f"the objective must return (loss, dict of metrics), got a {type(metrics).__name__} as metrics")
     if "loss" in metrics:
         raise ValueError('a metric of the objective is named "loss", the name of the loss itself: rename it')
+    for name, metric in metrics.items():
+        _check_metric(name, metric, bare=bare)
     if isinstance(loss, Tensor):
         return _bare_loss(loss, bare), metrics
     if not isinstance(loss, (Mean, Loss)):
@@ -247,17 +297,25 @@ def read_outcome(result: Any, *, bare: bool) -> tuple[Loss | Mean, dict[str, Any
         )
     for term in loss.terms:
         _check_term(term)
-    for name, metric in metrics.items():
-        if not isinstance(metric, (Tensor, Metric)):
-            raise TypeError(
-                f"metric {name!r} must be ps.mean(values), another mergeable metric or a tensor, got {metric!r}"
-            )
-        if isinstance(metric, Tensor) and not bare:
+    return loss, metrics
+
+
+def _check_metric(name: str, metric: Any, *, bare: bool) -> None:
+    if not isinstance(metric, (Tensor, Metric)):
+        raise TypeError(
+            f"metric {name!r} must be ps.mean(values), another mergeable metric or a tensor, got {metric!r}"
+        )
+    if isinstance(metric, Tensor):
+        if not bare:
             raise TypeError(
                 f"metric {name!r} is a bare tensor, and tensors of several micro-batches cannot be pooled: "
                 "return ps.mean(values) instead"
             )
-    return loss, metrics
+    elif type(metric) not in pytree.SUPPORTED_NODES:
+        raise TypeError(
+            f"metric {name!r} is a {type(metric).__name__}, which torch cannot take apart into tensors: register it "
+            "with torch.utils._pytree.register_pytree_node"
+        )
 
 
 def _bare_loss(loss: Tensor, bare: bool) -> Bare:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purestep import _checks
+from purestep import _checks, _tree
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -22,6 +22,8 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 # The fourth counter word tells what a block is for, so that streams for different uses never meet.
 _FOR_BITS, _FOR_FOLD, _FOR_SPLIT, _FOR_SITE = 0, 1, 2, 3
+# The call site of an optimizer's own draws; those of a forward count from 0.
+UPDATE_SITE = _MASK
 
 
 def key(seed: int, *, device: torch.device | str | None = None) -> Tensor:
@@ -47,22 +49,32 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
         int64, shape ``s + (2,)``.
     """
     data = torch.as_tensor(data, dtype=torch.int64, device=key.device)
-    words = _philox(key, data & _MASK, (data >> 32) & _MASK, torch.zeros_like(data), _FOR_FOLD)
-    return torch.stack(words[:2], dim=-1)
+    return _derived(key, data, 0, _FOR_FOLD)
 
 
 def split(key: Tensor, count: int = 2) -> Tensor:
     """Return ``count`` unrelated keys, int64 of shape ``(count, 2)``, unlike any that :func:`fold_in` gives."""
     _checks.integer("count", count, minimum=1)
     index = torch.arange(count, dtype=torch.int64, device=key.device)
-    words = _philox(key, index, torch.zeros_like(index), torch.zeros_like(index), _FOR_SPLIT)
+    words = _philox(key[..., 0], key[..., 1], index, 0, 0, _FOR_SPLIT)
     return torch.stack(words[:2], dim=-1)
 
 
 def site_key(key: Tensor, calls: Tensor, site: int) -> Tensor:
     """Return the key of one call site in one call of a step, unlike any that :func:`fold_in` or :func:`split` gives."""
-    words = _philox(key, calls & _MASK, (calls >> 32) & _MASK, torch.full_like(calls, site), _FOR_SITE)
-    return torch.stack(words[:2], dim=-1)
+    return _derived(key, calls, site, _FOR_SITE)
+
+
+def _derived(key: Tensor, data: Tensor, third: int, purpose: int) -> Tensor:
+    """Return the key of ``(key, data, third word, purpose)``."""
+    if _tree.is_transformed() or type(data) is not Tensor or data.dim() or key.device.type != "cpu":
+        third_word = torch.full_like(data, third)
+        words = _philox(key[..., 0], key[..., 1], data & _MASK, (data >> 32) & _MASK, third_word, purpose)
+        return torch.stack(words[:2], dim=-1)
+    # One key, readable: Python's integers take a tenth of the time of that many small tensors.
+    number, (k0, k1) = int(data.item()), key.tolist()
+    words = _philox(k0, k1, number & _MASK, (number >> 32) & _MASK, third, purpose)
+    return torch.tensor(words[:2], dtype=torch.int64)
 
 
 def bits(key: Tensor, shape: Sequence[int], *, start: int = 0) -> Tensor:
@@ -76,12 +88,12 @@ def bits(key: Tensor, shape: Sequence[int], *, start: int = 0) -> Tensor:
     """
     count = math.prod(shape)
     blocks = torch.arange(start // 4, (start + count + 3) // 4, dtype=torch.int64, device=key.device)
-    words = _philox(key, blocks & _MASK, blocks >> 32, torch.zeros_like(blocks), _FOR_BITS)
+    words = _philox(key[..., 0], key[..., 1], blocks & _MASK, blocks >> 32, 0, _FOR_BITS)
     return torch.stack(words, dim=-1).reshape(-1)[start % 4 :][:count].reshape(tuple(shape))
 
 
 def uniform(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype | None = None, start: int = 0) -> Tensor:
-    """Return uniform numbers in [0, 1) of ``shape``: 24 random bits for float32 and below, 32 for float64.
+    """Return uniform numbers in [0, 1) of ``shape``: as many random bits as the dtype holds exactly, at most 32.
 
     ``start`` is that of :func:`bits`.
     """
@@ -89,8 +101,9 @@ def uniform(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype | None = No
     words = bits(key, shape, start=start)
     if dtype == torch.float64:
         return words.to(torch.float64) * 2.0**-32
-    # 24 bits are what a float32 holds exactly; more would round up to 1.
-    return ((words >> 8).to(torch.float32) * 2.0**-24).to(dtype)
+    # More bits than the significand has would round up to 1.
+    significand = {torch.float16: 11, torch.bfloat16: 8}.get(dtype, 24)
+    return ((words >> (32 - significand)).to(torch.float32) * 2.0**-significand).to(dtype)
 
 
 def bernoulli(key: Tensor, p: float | Tensor, shape: Sequence[int]) -> Tensor:
@@ -106,10 +119,9 @@ def normal(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype | None = Non
     return (radius * torch.cos(pair[1] * (2.0 * math.pi * 2.0**-32))).to(dtype)
 
 
-def _philox(key: Tensor, c0: Any, c1: Any, c2: Any, purpose: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ten rounds of Philox 4x32 over counter words (int64 tensors below 2^32), under one key of shape ``(2,)``."""
-    k0, k1 = key[..., 0], key[..., 1]
-    c3 = torch.full_like(c0, purpose)
+def _philox(k0: Any, k1: Any, c0: Any, c1: Any, c2: Any, c3: Any) -> tuple[Any, Any, Any, Any]:
+    """Ten rounds of Philox 4x32 over the key words ``k`` and the counter words ``c``: ints or int64 tensors, each below
+    2^32."""
     for _ in range(_ROUNDS):
         high0, low0 = _multiply(_MULTIPLIERS[0], c0)
         high1, low1 = _multiply(_MULTIPLIERS[1], c2)
@@ -118,7 +130,7 @@ def _philox(key: Tensor, c0: Any, c1: Any, c2: Any, purpose: int) -> tuple[Tenso
     return c0, c1, c2, c3
 
 
-def _multiply(constant: int, word: Tensor) -> tuple[Tensor, Tensor]:
+def _multiply(constant: int, word: Any) -> tuple[Any, Any]:
     """High and low 32 bits of a 32 x 32 bit product, without overflowing int64.
 
     Both multipliers are at least 2^31, so ``constant - 2^32`` is a negative number above -2^31 and its product with a

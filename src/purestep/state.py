@@ -42,6 +42,12 @@ class TrainState(TensorClass):
     key: Tensor
     aux: TensorDict
 
+    def unlock_(self) -> TrainState:
+        """As a TensorDict's: from here on entries may be exchanged, so what was known of them is forgotten."""
+        vars(self).pop("_purestep_flat", None)
+        vars(self)["_tensordict"].unlock_()
+        return self
+
     def replace(self, **changes: Any) -> TrainState:
         """Return another state with some fields replaced whole; it shares the rest.
 
@@ -81,6 +87,11 @@ def init_state(
         TypeError, ValueError: no usable model or optimizer, a seed out of range, or ``trainable`` names nothing.
     """
     functional.check_module(model)
+    if on_meta := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
+        raise ValueError(
+            f"model has no values: {_checks.listed(on_meta)} are on the meta device; "
+            "ps.init_state_from_meta(make_model, ...) builds its structure and its values"
+        )
     params = functional.tensors_by_name(model.named_parameters(), device)
     buffers = functional.tensors_by_name(model.named_buffers(), device)
     return _first_state(params, buffers, optimizer, seed, functional.trainable_names(model, trainable))

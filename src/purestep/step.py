@@ -6,79 +6,22 @@ and ``train_step`` exactly the composition of the last two. ``eval_step`` is the
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from purestep import _checks, _tree, objectives, random
-from purestep.draws import Draws
-from purestep.functional import BoundModule, Trainable, check_same_names, trainable_names
+from purestep import _checks, _tree
+from purestep._forward import Forward, Metrics, Objective
+from purestep.functional import Trainable, trainable_names
 from purestep.gradients import Gradient, gradients_of_totals
 from purestep.objectives import Bare, Loss, Mean
 from purestep.state import TrainState, check_optimizer
 from purestep.updates import Optimizer, UpdateContext
 
-Objective = Callable[..., Any]
-Metrics = dict[str, Any]
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
-
-
-class Context(NamedTuple):
-    """What an objective may read besides the module and the batch, as its third argument.
-
-    Attributes:
-        step: int64, 0-d: updates applied so far.
-        key: int64, ``(2,)``: a random key of this call alone (:func:`purestep.random.fold_in` gives more).
-        training: whether the forward is a training forward.
-    """
-
-    step: Tensor
-    key: Tensor
-    training: bool
-
-
-class _Forward:
-    """An objective on a bound module: ``(params, buffers, batch, state) -> ((loss, metrics), buffers)``."""
-
-    def __init__(self, model: nn.Module, objective: Objective, *, training: bool) -> None:
-        if not callable(objective):
-            raise TypeError(f"objective must be a function (model, batch) -> loss, got {objective!r}")
-        self.bound = BoundModule(model, training=training)
-        self.training = training
-        self._objective = objective
-        self._takes_context = _takes_context(objective)
-
-    def __call__(
-        self,
-        params: Mapping[str, Tensor],
-        buffers: Any,
-        batch: Any,
-        state: TrainState,
-        *,
-        bare: bool,
-        first: int = 0,
-        count: int = 0,
-    ) -> tuple[tuple[Loss | Mean, Metrics], dict[str, Tensor]]:
-        args: tuple[Any, ...] = (batch,)
-        if self._takes_context:
-            args = (batch, Context(state.step, random.fold_in(state.key, state.calls), self.training))
-        try:
-            with Draws(state.key, state.calls, first=first, count=count):
-                result, after = self.bound(self._objective, dict(params), buffers, *args)
-        except KeyError as error:
-            raise _named_key_error(error, batch) from error
-        return objectives.read_outcome(result, bare=bare), after
-
-    def check(self, state: TrainState) -> None:
-        """Raise ``ValueError`` where the state is another model's."""
-        _check_is_state(state)
-        for part, names in (("params", self.bound.parameter_names), ("buffers", self.bound.buffer_names)):
-            if tuple(getattr(state, part).keys()) != names:
-                check_same_names(f"state.{part}", getattr(state, part).keys(), "model", names)
 
 
 def loss_step(
@@ -93,14 +36,14 @@ def loss_step(
             the user's own module with the state's tensors bound to it.
         training: the mode of the forward, as in :class:`BoundModule`.
     """
-    forward = _Forward(model, objective, training=training)
+    forward = Forward(model, objective, training=training)
 
-    def step(state: TrainState, batch: Any) -> tuple[Loss | Mean, TensorDict, Metrics]:
+    def loss_step(state: TrainState, batch: Any) -> tuple[Loss | Mean, TensorDict, Metrics]:
         forward.check(state)
         (loss, metrics), buffers = forward(_tree.as_dict(state.params), state.buffers, batch, state, bare=True)
         return loss, TensorDict(buffers, batch_size=state.batch_size), metrics
 
-    return step
+    return loss_step
 
 
 def eval_step(
@@ -115,11 +58,11 @@ def eval_step(
     Returns:
         A pure function whose metrics are the objective's own and ``"loss"``; ``merge`` pools those of several batches.
     """
-    forward = _Forward(model, objective, training=False)
+    forward = Forward(model, objective, training=False)
     if optimizer is not None:
         check_optimizer(optimizer)
 
-    def step(state: TrainState, batch: Any) -> Metrics:
+    def eval_step(state: TrainState, batch: Any) -> Metrics:
         forward.check(state)
         params = state.params
         if optimizer is not None:
@@ -128,7 +71,7 @@ def eval_step(
             (loss, metrics), _ = forward(_tree.as_dict(params), state.buffers, batch, state, bare=True)
         return {"loss": loss, **metrics}
 
-    return step
+    return eval_step
 
 
 def grad_step(
@@ -157,7 +100,7 @@ def _grad_step(
     """``divide``: nothing will be merged with an undivided batch's gradient, so its loss may be divided before it is
     differentiated: one backward pass however many terms it has, and no pass over the gradient to divide it."""
     _checks.integer("accumulate", accumulate, minimum=1)
-    forward = _Forward(model, objective, training=True)
+    forward = Forward(model, objective, training=True)
     names = trainable_names(model, trainable)
     frozen_names = [name for name in forward.bound.parameter_names if name not in set(names)]
     whole = accumulate == 1
@@ -172,7 +115,7 @@ def _grad_step(
             return loss, (after, metrics)
 
         trees, loss, (after, metrics) = gradients_of_totals(
-            function, _tree.select(state.params, names), divided=divide and whole
+            function, _tree.select(state.params, names), (frozen, buffers, batch), divided=divide and whole
         )
         divided = (divide and whole) or isinstance(loss, Bare)
         return Gradient(
@@ -182,7 +125,7 @@ def _grad_step(
             {"loss": loss, **metrics},
         )
 
-    def step(state: TrainState, batch: Any) -> Gradient:
+    def grad_step(state: TrainState, batch: Any) -> Gradient:
         forward.check(state)
         if whole:
             return one(state, state.buffers, batch, 0, 0)
@@ -195,7 +138,7 @@ def _grad_step(
         assert gradient is not None
         return gradient
 
-    return step
+    return grad_step
 
 
 def update_step(optimizer: Optimizer) -> Callable[[TrainState, Gradient], tuple[TrainState, Metrics]]:
@@ -209,10 +152,12 @@ def update_step(optimizer: Optimizer) -> Callable[[TrainState, Gradient], tuple[
     """
     check_optimizer(optimizer)
 
-    def step(state: TrainState, gradient: Gradient) -> tuple[TrainState, Metrics]:
+    def update_step(state: TrainState, gradient: Gradient) -> tuple[TrainState, Metrics]:
+        if not isinstance(gradient, Gradient):
+            raise TypeError(f"gradient must be a Gradient, as ps.grad_step returns it, got {type(gradient).__name__}")
         grads = gradient.mean()
         params = _tree.select(state.params, grads.keys())
-        context = UpdateContext(state.step, state.key, gradient.metrics["loss"].value())
+        context = UpdateContext(state.step, state.key, gradient.metrics["loss"].value(), state.calls)
         params, opt_state = _update(optimizer, grads, state, params, context)
         after = TrainState(
             params=_tree.overlay(state.params, params),
@@ -224,17 +169,22 @@ def update_step(optimizer: Optimizer) -> Callable[[TrainState, Gradient], tuple[
             aux=state.aux,
             batch_size=state.batch_size,
         )
-        return after, {**gradient.metrics, **optimizer.hyperparams(opt_state, context)}
+        used = optimizer.hyperparams(opt_state, context)
+        if taken := sorted(set(used) & set(gradient.metrics)):
+            raise ValueError(f"a metric of the objective is named {taken[0]!r}, which the optimizer reports: rename it")
+        return after, {**gradient.metrics, **used}
 
-    return step
+    return update_step
 
 
 def _update(optimizer: Optimizer, grads: Any, state: TrainState, params: Any, context: UpdateContext) -> Any:
     try:
         return optimizer.update(grads, state.opt_state, params, context)
     except KeyError as error:
-        # TensorDict's own message quotes the name inside a sentence.
-        name = str(error.args[0]).split('"')[1] if '"' in str(error.args[0]) else error.args[0]
+        said = str(error.args[0]) if error.args else ""
+        if not said.startswith('key "'):  # no TensorDict's: the optimizer's own affair
+            raise
+        name = said.split('"')[1]
         raise ValueError(
             f"state.opt_state does not belong to this optimizer and these trainable parameters: {name!r} is on one "
             "side only. Give ps.init_state the optimizer and the trainable= that ps.train_step has"
@@ -263,35 +213,7 @@ def train_step(
     gradient = _grad_step(model, objective, accumulate, trainable, divide=True)
     update = update_step(optimizer)
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         return update(state, gradient(state, batch))
 
-    return step
-
-
-def _takes_context(objective: Objective) -> bool:
-    try:
-        parameters = inspect.signature(objective).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    required = [p for p in positional if p.default is p.empty]
-    if len(required) > 3 or (len(positional) < 2 and not any(p.kind is p.VAR_POSITIONAL for p in parameters)):
-        raise TypeError(f"objective must take (model, batch) or (model, batch, context), got {objective!r}")
-    return len(required) == 3 or any(p.name == "context" for p in positional[2:3])
-
-
-def _check_is_state(state: Any) -> None:
-    if not isinstance(state, TrainState):
-        raise TypeError(f"state must be a TrainState (ps.init_state makes one), got {type(state).__name__}")
-
-
-def _named_key_error(error: KeyError, batch: Any) -> KeyError:
-    key = error.args[0] if error.args else None
-    keys = list(batch.keys()) if hasattr(batch, "keys") else []
-    if not isinstance(key, str) or key in keys or not keys:
-        return error
-    wanted = key.split('"')[1] if key.startswith('key "') else key
-    return KeyError(
-        f"the objective asked for {wanted!r}, and batch has {_checks.listed(keys)}{_checks.near_misses(wanted, keys)}"
-    )
+    return train_step

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from purestep import _checks
+from purestep import _checks, _tree, random
 
 Hyperparameter = float | Tensor | Callable[[Any], Tensor]
 Tree = TensorDictBase
@@ -26,13 +27,21 @@ class UpdateContext(NamedTuple):
 
     Attributes:
         step: int64, 0-d: updates applied so far. Schedules read it.
-        key: the step's random key.
+        seed_key: the state's random key, the same at every step: draw from ``key`` instead.
         loss: the loss of the batch, 0-d, or ``None`` where nobody computed one.
+        calls: int64, 0-d: steps attempted so far; ``None`` where there is no count.
     """
 
     step: Tensor
-    key: Tensor
+    seed_key: Tensor
     loss: Tensor | None = None
+    calls: Tensor | None = None
+
+    @property
+    def key(self) -> Tensor:
+        """A random key of this update alone, int64, ``(2,)``; computed when it is asked for."""
+        calls = self.step if self.calls is None else self.calls
+        return random.site_key(self.seed_key, calls, random.UPDATE_SITE)
 
 
 def _nothing(state: Tree, context: UpdateContext) -> dict[str, Tensor]:
@@ -139,6 +148,16 @@ def check_hyperparameter(name: str, value: Any, *, minimum: float = 0.0) -> None
         _checks.number(name, value, minimum=minimum)
 
 
+def check_real(params: Tree, owner: str) -> None:
+    """Raise ``TypeError`` where a parameter is not of a real floating-point dtype."""
+    for name, parameter in _tree.as_dict(params).items():
+        if not parameter.is_floating_point():
+            raise TypeError(
+                f"{owner} needs parameters of a real floating-point dtype, got {parameter.dtype} as {name!r}: freeze "
+                "it with trainable=, or keep its real and imaginary parts"
+            )
+
+
 def resolve(value: Hyperparameter, context: UpdateContext) -> float | Tensor:
     """Return a hyperparameter's value at this step: a schedule is called, a number or tensor stays."""
     return value(context.step) if callable(value) else value
@@ -164,8 +183,8 @@ def plain(value: float | Tensor) -> float | Tensor:
         type(value) is Tensor  # neither fake nor distributed
         and value.device.type == "cpu"
         and not value.requires_grad
-        and not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not _tree.is_transformed()
+        and forward_ad._current_level < 0
     )
     return value.item() if readable else value
 
@@ -193,8 +212,4 @@ def safe_sqrt(tensor: Tensor) -> Tensor:
 
 def _differentiable(tensor: Tensor) -> bool:
     """Whether somebody may differentiate through this: only then are the passes of a safe root worth their time."""
-    return (
-        tensor.requires_grad
-        or torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
+    return tensor.requires_grad or _tree.is_transformed() or forward_ad._current_level >= 0

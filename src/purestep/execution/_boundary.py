@@ -166,6 +166,30 @@ def check_same_form(before: Flat, after: Flat, step_name: str) -> None:
         )
 
 
+def moved(before: list[Tensor], after: list[Tensor], step_name: str) -> tuple[tuple[int, int], ...]:
+    """Return ``(to, source)`` for each new leaf that is the old leaf of another place (a target network's parameters,
+    a value kept for one step).
+
+    Raises:
+        ValueError: a new leaf that is a part of an old one.
+    """
+    places = {leaf.untyped_storage()._cdata: place for place, leaf in enumerate(before) if leaf.numel()}
+    found = []
+    for to, leaf in enumerate(after):
+        source = places.get(leaf.untyped_storage()._cdata)
+        if source is None or leaf is before[to]:
+            continue
+        old = before[source]
+        if (leaf.shape, leaf.stride(), leaf.storage_offset()) != (old.shape, old.stride(), old.storage_offset()):
+            raise ValueError(
+                f"with donate=True a new entry of the state must not be a view of an old one: {step_name!r} returns "
+                f"one of shape {tuple(leaf.shape)}; clone it in the step"
+            )
+        if source != to:
+            found.append((to, source))
+    return tuple(found)
+
+
 def fake(values: list[Tensor], mode: Any) -> list[Tensor]:
     """Return stand-ins without storage for tensors."""
     return [mode.from_tensor(value.detach()) for value in values]

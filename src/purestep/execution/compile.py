@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from purestep import _tree
 from purestep.execution import _boundary
 from purestep.execution._boundary import Flat
 from purestep.execution._scalars import StoreScalars
@@ -55,7 +56,7 @@ def compile(
 
     @functools.wraps(step)
     def compiled_step(state: TrainState, batch: Any) -> Any:
-        if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        if _tree.is_transformed():
             return step(state, batch)
         return compiled(state, batch)
 
@@ -80,11 +81,21 @@ def compiler_missing() -> str | None:
 _Numbers = tuple[tuple[int, ...], tuple[int, ...]]
 
 
+class _Probe(NamedTuple):
+    """What is known of a step's results before it is compiled: their form (of the metrics alone, where it donates), and
+    the places ``(to, source)`` of new entries that are old entries of another place."""
+
+    returns_state: bool
+    form: Any
+    moved: tuple[tuple[int, int], ...] = ()
+
+
 class _Graph:
     """One structure of (state, batch) and what was compiled for it."""
 
-    def __init__(self, run: Callable[..., list[Tensor]], form: Any, returns_state: bool, numbers: _Numbers) -> None:
-        self.run, self.form, self.returns_state, self.numbers = run, form, returns_state, numbers
+    def __init__(self, run: Callable[..., list[Tensor]], probe: _Probe, numbers: _Numbers) -> None:
+        self.run, self.form, self.returns_state, self.numbers = run, probe.form, probe.returns_state, numbers
+        self.moved = probe.moved
 
 
 class _Compiled:
@@ -104,7 +115,12 @@ class _Compiled:
         donating = self._donate and graph.returns_state
         if donating:
             _boundary.check_owned(state, flat)
+        # An entry that moves to another place is copied around the graph: inside, inductor would drop the copy that
+        # keeps it from being overwritten first.
+        moved = [(flat.leaves[to], flat.leaves[source].clone()) for to, source in graph.moved]
         outputs = graph.run(_widened(flat.leaves, graph.numbers[0]), _widened(inputs, graph.numbers[1]))
+        for leaf, value in moved:
+            leaf.copy_(value)
         results = _boundary.unflatten(graph.form, outputs)
         return (_boundary.hand_over(state, flat, self._name), results) if donating else results
 
@@ -115,14 +131,15 @@ class _Compiled:
             if missing:
                 raise RuntimeError(missing)
             options["post_grad_custom_post_pass"] = StoreScalars()
-        returns_state, form = self._probe(state, batch)
+        probe = self._probe(state, batch)
         numbers = _numbers(state.leaves), _numbers(batch.leaves)
-        run = _flat_function(self._step, state.form, batch.form, numbers, donate=self._donate and returns_state)
+        kept = {to for to, _ in probe.moved} if self._donate and probe.returns_state else None
+        run = _flat_function(self._step, state.form, batch.form, numbers, kept)
         options |= self._options
         compiled = torch.compile(run, fullgraph=True, dynamic=self._dynamic, options=options)
-        return _Graph(compiled, form, returns_state, numbers)
+        return _Graph(compiled, probe, numbers)
 
-    def _probe(self, state: Flat, batch: Flat) -> tuple[bool, Any]:
+    def _probe(self, state: Flat, batch: Flat) -> _Probe:
         """Run the step once on tensors without storage: its errors are raised as they are, and its results' form is
         known. (It also lets a module write what it writes at its first call, which would compile it twice.)"""
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -133,9 +150,11 @@ class _Compiled:
             )
             returns_state = isinstance(results, tuple) and len(results) == 2 and isinstance(results[0], TrainState)
             if not (self._donate and returns_state):
-                return returns_state, _boundary.flatten(results, "results")[1]
-            _boundary.check_same_form(Flat(leaves, state.form), _boundary.flatten_state(results[0]), self._name)
-            return True, _boundary.flatten(results[1], "metrics")[1]
+                return _Probe(returns_state, _boundary.flatten(results, "results")[1])
+            after = _boundary.flatten_state(results[0])
+            _boundary.check_same_form(Flat(leaves, state.form), after, self._name)
+            moved = _boundary.moved(leaves, after.leaves, self._name)
+            return _Probe(True, _boundary.flatten(results[1], "metrics")[1], moved)
 
 
 def _numbers(leaves: list[Tensor]) -> tuple[int, ...]:
@@ -149,22 +168,23 @@ def _widened(leaves: list[Tensor], numbers: tuple[int, ...]) -> list[Tensor]:
 
 
 def _flat_function(
-    step: Callable[..., Any], state_form: Any, batch_form: Any, numbers: _Numbers, *, donate: bool
+    step: Callable[..., Any], state_form: Any, batch_form: Any, numbers: _Numbers, kept: set[int] | None
 ) -> Callable[..., Any]:
-    """Return ``step`` as a function of flat lists, which writes the new state into the old leaves where it donates."""
+    """Return ``step`` as a function of flat lists. Where it donates, it writes the new state into the old leaves, but
+    for those in ``kept``; ``kept`` is ``None`` where it does not donate."""
 
     def run(state_leaves: list[Tensor], batch_leaves: list[Tensor]) -> list[Tensor]:
         state_leaves = [leaf.view(()) if i in numbers[0] else leaf for i, leaf in enumerate(state_leaves)]
         batch_leaves = [leaf.view(()) if i in numbers[1] else leaf for i, leaf in enumerate(batch_leaves)]
         results = step(_boundary.unflatten(state_form, state_leaves), _boundary.unflatten(batch_form, batch_leaves))
-        if not donate:
+        if kept is None:
             return _boundary.flatten(results, "results")[0]
         after = _boundary.flatten_state(results[0]).leaves
         outputs, _ = _boundary.flatten(results[1], "metrics")
-        # A metric that is an entry of the old state would change with it.
-        outputs = [out.clone() if any(out is leaf for leaf in state_leaves) else out for out in outputs]
-        for old, new in zip(state_leaves, after, strict=True):
-            if new is not old:
+        # A metric that is an entry of the old state, or a view of one, would change with it.
+        outputs = [output.clone() for output in outputs]
+        for place, (old, new) in enumerate(zip(state_leaves, after, strict=True)):
+            if new is not old and place not in kept:
                 old.copy_(new)
         return outputs
 

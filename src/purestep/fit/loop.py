@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from purestep import _checks
 from purestep.checkpoint import check_target
 from purestep.checkpoint import save as save_state
+from purestep.data.pipeline import Pipeline
 from purestep.fit import _progress
 from purestep.fit._interrupt import Interrupts
 from purestep.fit._window import Reading, Window
@@ -68,8 +69,8 @@ def fit(
         log_every: steps in a window; the last one may be shorter.
         loggers: functions ``(step, scalars)``, called with each window's values by name, and with each validation's
             as ``"val/" + name``. Where one has a ``close()``, it is called at the end.
-        checkpoint: a file for :func:`purestep.checkpoint.save`, written after the last step and before the last
-            validation.
+        checkpoint: a file for :func:`purestep.checkpoint.save`, written after the last step, before the last
+            validation. With a pipeline of batches, its place is the file's ``extra["data"]``.
         progress: show a bar where the output is a terminal or a notebook, and one line a window elsewhere.
 
     Returns:
@@ -135,6 +136,7 @@ class _Run:
         self.first = self.number = int(state.calls.max())
         self.history: list[dict[str, Any]] = []
         self.validation: list[dict[str, Any]] = []
+        self.batches: Iterable[Any] = ()
         self.window = Window(last_bare=True)
         self.reading: tuple[int, int, Reading] | None = None  # a window that may not have arrived yet
         self.since = time.perf_counter()
@@ -148,6 +150,7 @@ class _Run:
         return Fit(self.state, self.history, self.validation)
 
     def go(self, batches: Iterable[Any]) -> None:
+        self.batches = batches
         for batch in islice(batches, self.steps):
             self.take(batch)
             self.display.advance(self.number)
@@ -221,7 +224,8 @@ class _Run:
 
     def save(self) -> None:
         if self.path is not None and self.saved != self.number:
-            save_state(self.path, self.state)
+            place = self.batches.state_dict() if isinstance(self.batches, Pipeline) else None
+            save_state(self.path, self.state, extra=None if place is None else {"data": place})
             self.saved = self.number
 
     def rescue(self, error: BaseException) -> None:

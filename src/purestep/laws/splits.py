@@ -120,7 +120,7 @@ def partition(batch: Any, lengths: Sequence[int]) -> list[Any]:
             f"parts must be lengths that add up to the {length} examples of batch, got {list(lengths)}, which add up "
             f"to {sum(lengths)}"
         )
-    return [_tree._slice(batch, start, stop) for start, stop in pairwise(running_sum(lengths, initial=0))]
+    return [_tree.slice_batch(batch, start, stop) for start, stop in pairwise(running_sum(lengths, initial=0))]
 
 
 def _default_parts(length: int) -> list[tuple[int, ...]]:

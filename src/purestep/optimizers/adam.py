@@ -63,6 +63,7 @@ def adamw(
         raise TypeError(f"decay_mask must be a function (name, parameter) -> bool or None, got {decay_mask!r}")
 
     def init(params: Tree) -> TensorDict:
+        updates.check_real(params, "adamw")
         count = torch.zeros((), dtype=torch.int64, device=next(iter(params.values())).device)
         moments = {
             name: _tree.zeros_like(params) for name in ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] * amsgrad))

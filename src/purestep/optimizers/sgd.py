@@ -51,6 +51,7 @@ def sgd(
         )
 
     def init(params: Tree) -> TensorDict:
+        updates.check_real(params, "sgd")
         if momentum == 0:
             return TensorDict({}, batch_size=[])
         count = torch.zeros((), dtype=torch.int64, device=next(iter(params.values())).device)

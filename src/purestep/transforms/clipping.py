@@ -40,6 +40,7 @@ def clip_by_global_norm(max_norm: float, *, eps: float = 0.0) -> GradientTransfo
     _checks.number("eps", eps, minimum=0)
 
     def init(params: Tree) -> TensorDict:
+        updates.check_real(params, "clip_by_global_norm")
         return TensorDict({"norm": torch.zeros_like(global_norm(params))}, batch_size=[])
 
     def update(grads: Tree, state: Tree, params: Tree, context: UpdateContext) -> tuple[Tree, Tree]:
