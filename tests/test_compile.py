@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, namedtuple
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from torch._dynamo.utils import counters
 
 import purestep as ps
 from purestep import laws
+from purestep.execution import _boundary
 from purestep.execution import compile as compile_module
 
 pytestmark = pytest.mark.compiler
@@ -290,3 +292,26 @@ def test_an_entry_that_moves_to_another_place_keeps_its_value_when_donated():
         others={"donated": ps.compile(step, donate=True)},
         steps=3,
     )
+
+
+def test_with_accumulation_too_one_more_graph_serves_every_length():
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+    optimizer = ps.sgd(0.1)
+    step = ps.train_step(model, lambda model, batch: ps.mean(model(batch).square()), optimizer, accumulate=3)
+    compiled, state = ps.compile(step), ps.init_state(model, optimizer, seed=0)
+    before = counters["stats"]["unique_graphs"]
+    for length in (9, 10, 13, 17):
+        laws.check_same(step, compiled, state, torch.randn(length, 4, dtype=torch.float64))
+    # One for the first length and one for all others, or one for all where Dynamo knew beforehand that lengths vary.
+    assert counters["stats"]["unique_graphs"] - before <= 2
+
+
+def test_ordered_dicts_and_named_tuples_are_batches_too():
+    Pair = namedtuple("Pair", ["x", "more"])
+    given = Pair(torch.ones(2), OrderedDict(b=torch.zeros(3), a=[torch.ones(1)]))
+    leaves, form = _boundary.flatten(given, "batch")
+    again = _boundary.unflatten(form, leaves)
+    assert isinstance(again, Pair)
+    assert list(again.more) == ["b", "a"]
+    assert again.more["a"][0] is given.more["a"][0]
+    assert hash(form) == hash(_boundary.flatten(given, "batch")[1])

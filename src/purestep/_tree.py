@@ -80,18 +80,20 @@ def batch_length(batch: Any) -> int:
     Raises:
         ValueError: a leaf without dimensions, leaves that disagree, or no leaf at all; each leaf is named.
     """
-    sizes = {path: tuple(leaf.shape) for path, leaf in tensors_of(batch)}
-    if not sizes:
+    leaves = list(tensors_of(batch))
+    if not leaves:
         raise ValueError("batch must hold at least one tensor, got none")
-    flat = [path for path, shape in sizes.items() if not shape]
-    if flat:
-        raise ValueError(
-            f"batch must have a batch dimension (dimension 0, examples) in every leaf; {flat[0]} has shape ()"
-        )
-    if len({shape[0] for shape in sizes.values()}) > 1:
-        each = ", ".join(f"{path} {shape}" for path, shape in sizes.items())
+    for path, leaf in leaves:
+        if leaf.dim() == 0:
+            raise ValueError(
+                f"batch must have a batch dimension (dimension 0, examples) in every leaf; {path} has shape ()"
+            )
+    # Compared one by one: a set of lengths would pin a compiled graph to the length it was traced with.
+    length = leaves[0][1].shape[0]
+    if any(leaf.shape[0] != length for _, leaf in leaves[1:]):
+        each = ", ".join(f"{path} {tuple(leaf.shape)}" for path, leaf in leaves)
         raise ValueError(f"the leaves of batch must agree about dimension 0 (examples), got shapes {each}")
-    return next(iter(sizes.values()))[0]
+    return length
 
 
 def split_batch(batch: Any, parts: int) -> list[tuple[Any, int, int]]:

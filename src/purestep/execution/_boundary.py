@@ -52,8 +52,8 @@ def _flatten(value: Any, leaves: list[Tensor], path: str) -> Any:
             value.batch_dims if any(isinstance(child, Tensor) for child in children) else tuple(value.batch_size)
         )
         return ("tensordict", batch_dims, keys, forms)
-    if kind in (dict, tuple, list):
-        keys = tuple(value) if kind is dict else tuple(range(len(value)))
+    if isinstance(value, (dict, tuple, list)):  # with OrderedDict and named tuples
+        keys = tuple(value) if isinstance(value, dict) else tuple(range(len(value)))
         return (kind, keys, tuple(_flatten(value[key], leaves, f"{path}[{key!r}]") for key in keys))
     if kind in pytree.SUPPORTED_NODES:
         children, context = pytree.SUPPORTED_NODES[kind].flatten_fn(value)
@@ -90,7 +90,9 @@ def _unflatten(form: Any, leaves: Iterator[Tensor]) -> Any:
         return pytree.SUPPORTED_NODES[node].unflatten_fn([_unflatten(child, leaves) for child in forms], context)
     _, keys, forms = form
     children = [_unflatten(child, leaves) for child in forms]
-    return dict(zip(keys, children, strict=True)) if kind is dict else kind(children)
+    if issubclass(kind, dict):
+        return kind(zip(keys, children, strict=True))
+    return kind(*children) if hasattr(kind, "_fields") else kind(children)
 
 
 def flatten_state(state: Any) -> Flat:
