@@ -123,6 +123,18 @@ def test_bad_arguments_exit_with_2_and_a_message(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_bench_refuses_a_name_it_does_not_know(capsys):
+    assert cli.main(["bench", "stap"]) == 1
+    assert "NAME must be one of" in capsys.readouterr().err
+
+
+def test_bench_prints_a_table_and_writes_json(tmp_path, capsys):
+    path = tmp_path / "out.json"
+    assert cli.main(["bench", "shuffle", "--threads", "1", "--json", str(path)]) == 0
+    assert "keyed bijection" in capsys.readouterr().out
+    assert '"shuffle"' in path.read_text()
+
+
 def test_a_device_that_is_not_there_exits_with_1_and_names_it(capsys):
     assert cli.main(["demo", "--device", "warp"]) == 1
     assert "--device must be a device that torch has here, got 'warp'" in capsys.readouterr().err

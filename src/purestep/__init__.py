@@ -4,7 +4,7 @@ A training step is a function ``(state, batch) -> (state, metrics)`` that reads 
 nothing but its results.
 """
 
-from purestep import checkpoint, data, random, schedules
+from purestep import checkpoint, data, measure, random, schedules
 from purestep._forward import Context
 from purestep.draws import UnkeyedDrawError
 from purestep.execution.compile import compile, compiler_missing
@@ -47,6 +47,7 @@ __all__ = [
     "loss_step",
     "matrices_only",
     "mean",
+    "measure",
     "merge",
     "once",
     "random",

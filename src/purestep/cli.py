@@ -1,4 +1,4 @@
-"""The command line: ``purestep demo``."""
+"""The command line: ``purestep demo`` and ``purestep bench``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="purestep", description="Pure-functional training for PyTorch.")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_demo(commands)
+    _add_bench(commands)
     options = parser.parse_args(arguments)
     try:
         options.run(options)
@@ -56,6 +57,28 @@ def _run_demo(options: argparse.Namespace) -> None:
             out=options.out,
             ablate=options.ablate,
         )
+    )
+
+
+def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="measure purestep against torch on this machine",
+        description="Time purestep and torch in turns, and print the ratios with their intervals.",
+    )
+    bench.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run (default: all)")
+    bench.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    bench.add_argument("--threads", type=_positive, default=None, help="threads on the CPU (default: torch's)")
+    bench.add_argument("--json", type=Path, default=None, help="file to write the results to")
+    bench.add_argument("--png", type=Path, default=None, help="file to draw the results into")
+    bench.set_defaults(run=_run_bench)
+
+
+def _run_bench(options: argparse.Namespace) -> None:
+    from purestep.measure import suite
+
+    suite.run(
+        options.names, device=options.device, threads=options.threads, json_path=options.json, png_path=options.png
     )
 
 
