@@ -59,8 +59,9 @@ def memory(
     On CUDA: what torch's allocator has handed out, in this process. On the CPU: resident memory in a process of its
     own, where nobody else allocates, and where no memory that an earlier call left behind is taken again unseen. This
     process is started afresh (``"spawn"``), and gets the function and its arguments by pickle; threads are as here.
-    ``"fork"`` takes any function, a closure or one of a notebook as well, but memory that this process had freed may be
-    used again uncounted, and torch is held to one thread, since a forked process has lost the threads of the pool.
+    ``"fork"`` takes any function, a closure or one of a notebook as well, and is rougher: the process has this one's
+    heap, whose holes are used again uncounted or keep what would have been given back. Torch is held to one thread
+    there, since a forked process has lost the threads of the pool.
 
     Args:
         fn, args: the function, and what it is called with.
