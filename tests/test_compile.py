@@ -315,3 +315,17 @@ def test_ordered_dicts_and_named_tuples_are_batches_too():
     assert list(again.more) == ["b", "a"]
     assert again.more["a"][0] is given.more["a"][0]
     assert hash(form) == hash(_boundary.flatten(given, "batch")[1])
+
+
+def test_metrics_that_change_their_names_with_the_length_are_refused_and_not_mislabelled():
+    def objective(model, batch):
+        loss = ps.mean(model(batch).square())
+        return loss, {"short" if len(batch) < 4 else "long": ps.once(loss.total)}
+
+    model = nn.Linear(2, 1)
+    compiled = ps.compile(ps.train_step(model, objective, ps.sgd(0.1)), donate=True)
+    state, metrics = compiled(ps.init_state(model, ps.sgd(0.1), seed=0), torch.ones(3, 2))
+    assert "short" in metrics
+    with pytest.raises(Exception, match="must have the same names and structure for every length of the batch"):
+        compiled(state, torch.ones(6, 2))
+    assert int(state.step) == 1, "the state that was given in is whole"

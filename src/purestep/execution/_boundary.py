@@ -63,7 +63,7 @@ def _flatten(value: Any, leaves: list[Tensor], path: str) -> Any:
 
 
 def is_number(leaf: Tensor) -> bool:
-    """Whether Dynamo would take a tensor for a Python number: 0-d, float64, on the CPU."""
+    """Whether Dynamo would take a tensor for a Python number (on the CPU; elsewhere the same form does no harm)."""
     return leaf.dim() == 0 and leaf.dtype == torch.float64
 
 

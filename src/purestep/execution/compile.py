@@ -134,7 +134,7 @@ class _Compiled:
         probe = self._probe(state, batch)
         numbers = _numbers(state.leaves), _numbers(batch.leaves)
         kept = {to for to, _ in probe.moved} if self._donate and probe.returns_state else None
-        run = _flat_function(self._step, state.form, batch.form, numbers, kept)
+        run = _flat_function(self._step, state.form, batch.form, probe.form, numbers, kept)
         options |= self._options
         compiled = torch.compile(run, fullgraph=True, dynamic=self._dynamic, options=options)
         return _Graph(compiled, probe, numbers)
@@ -168,19 +168,22 @@ def _widened(leaves: list[Tensor], numbers: tuple[int, ...]) -> list[Tensor]:
 
 
 def _flat_function(
-    step: Callable[..., Any], state_form: Any, batch_form: Any, numbers: _Numbers, kept: set[int] | None
+    step: Callable[..., Any], state_form: Any, batch_form: Any, form: Any, numbers: _Numbers, kept: set[int] | None
 ) -> Callable[..., Any]:
     """Return ``step`` as a function of flat lists. Where it donates, it writes the new state into the old leaves, but
-    for those in ``kept``; ``kept`` is ``None`` where it does not donate."""
+    for those in ``kept``; ``kept`` is ``None`` where it does not donate. ``form`` is what its results had in the probe;
+    Dynamo traces again for a batch of another length, and results of another form would get the wrong names."""
 
     def run(state_leaves: list[Tensor], batch_leaves: list[Tensor]) -> list[Tensor]:
         state_leaves = [leaf.view(()) if i in numbers[0] else leaf for i, leaf in enumerate(state_leaves)]
         batch_leaves = [leaf.view(()) if i in numbers[1] else leaf for i, leaf in enumerate(batch_leaves)]
         results = step(_boundary.unflatten(state_form, state_leaves), _boundary.unflatten(batch_form, batch_leaves))
+        outputs, got = _boundary.flatten(results if kept is None else results[1], "results")
+        if got != form:
+            raise ValueError("a step's results must have the same names and structure for every length of the batch")
         if kept is None:
-            return _boundary.flatten(results, "results")[0]
+            return outputs
         after = _boundary.flatten_state(results[0]).leaves
-        outputs, _ = _boundary.flatten(results[1], "metrics")
         # A metric that is an entry of the old state, or a view of one, would change with it.
         outputs = [output.clone() for output in outputs]
         for place, (old, new) in enumerate(zip(state_leaves, after, strict=True)):
