@@ -95,6 +95,19 @@ def _unflatten(form: Any, leaves: Iterator[Tensor]) -> Any:
     return kind(*children) if hasattr(kind, "_fields") else kind(children)
 
 
+def same_structure(form: Any, other: Any) -> bool:
+    """Whether two forms name the same nesting; which leaves are numbers, a matter of dtypes, does not count."""
+    if form[0] in ("tensor", "number"):
+        return other[0] in ("tensor", "number")
+    if form[:-1] != other[:-1]:
+        return False
+    if form[0] == "class":
+        return same_structure(form[-1], other[-1])
+    return len(form[-1]) == len(other[-1]) and all(
+        same_structure(inner, theirs) for inner, theirs in zip(form[-1], other[-1], strict=True)
+    )
+
+
 def flatten_state(state: Any) -> Flat:
     """Return a state's leaves and form; of a state that a donating step returned, without walking it again."""
     if not isinstance(state, TrainState):

@@ -179,7 +179,7 @@ def _flat_function(
         batch_leaves = [leaf.view(()) if i in numbers[1] else leaf for i, leaf in enumerate(batch_leaves)]
         results = step(_boundary.unflatten(state_form, state_leaves), _boundary.unflatten(batch_form, batch_leaves))
         outputs, got = _boundary.flatten(results if kept is None else results[1], "results")
-        if got != form:
+        if not _boundary.same_structure(got, form):
             raise ValueError("a step's results must have the same names and structure for every length of the batch")
         if kept is None:
             return outputs
