@@ -122,11 +122,6 @@ ROWS = {
     "accumulate below 0": (lambda: train(accumulate=-2), ValueError, ("accumulate must be", "at least 1", "got -2")),
     "accumulate a float": (lambda: train(accumulate=2.0), TypeError, ("accumulate must be an int", "got 2.0", "float")),
     "accumulate a bool": (lambda: train(accumulate=True), TypeError, ("accumulate must be an int", "True")),
-    "accumulate above the batch": (
-        lambda: train(accumulate=7),
-        ValueError,
-        ("accumulate must be at most the number of examples", "accumulate=7 for 6"),
-    ),
     # batches
     "a leaf without a batch dimension": (
         lambda: train(data={**batch(), "scale": torch.tensor(2.0)}, accumulate=2),

@@ -12,13 +12,14 @@ SOURCE = Path(__file__).parent.parent / "src" / "purestep"
 # From the ground up. Within a floor, a row may import from the rows before it.
 FLOORS: dict[str, list[list[str]]] = {
     "0 ground": [
-        ["_checks", "_tree"],
-        ["random", "objectives", "_structure"],
-        ["updates", "functional"],
+        ["_checks", "_tree", "_flat"],
+        ["_batches", "random", "objectives", "_structure", "precision"],
+        ["updates", "functional", "metrics"],
         ["state", "draws"],
     ],
-    "1 mathematics": [["schedules", "transforms", "gradients", "_forward", "data.orders"]],
+    "1 mathematics": [["schedules", "transforms", "gradients", "_forward", "data.orders", "nonfinite"]],
     "2 composition": [
+        ["_accumulate"],
         ["step", "optimizers", "checkpoint", "data.sources", "data.tables", "data.pipeline", "data"],
         ["execution"],
     ],

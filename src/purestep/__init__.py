@@ -4,15 +4,17 @@ A training step is a function ``(state, batch) -> (state, metrics)`` that reads 
 nothing but its results.
 """
 
-from purestep import checkpoint, data, measure, random, schedules
+from purestep import checkpoint, data, measure, metrics, random, schedules
 from purestep._forward import Context
 from purestep.draws import UnkeyedDrawError
 from purestep.execution.compile import compile, compiler_missing
 from purestep.fit import evaluate, fit
 from purestep.functional import BoundModule, load_into
 from purestep.gradients import Gradient
+from purestep.nonfinite import NonFiniteError
 from purestep.objectives import Loss, Mean, mean, merge, once, values
 from purestep.optimizers import adamw, matrices_only, sgd
+from purestep.precision import DynamicLossScale
 from purestep.state import DonatedStateError, TrainState, init_state, init_state_from_meta
 from purestep.step import eval_step, grad_step, loss_step, train_step, update_step
 from purestep.transforms import clip_by_global_norm
@@ -22,10 +24,12 @@ __all__ = [
     "BoundModule",
     "Context",
     "DonatedStateError",
+    "DynamicLossScale",
     "Gradient",
     "GradientTransformation",
     "Loss",
     "Mean",
+    "NonFiniteError",
     "Optimizer",
     "TrainState",
     "UnkeyedDrawError",
@@ -49,6 +53,7 @@ __all__ = [
     "mean",
     "measure",
     "merge",
+    "metrics",
     "once",
     "random",
     "schedules",

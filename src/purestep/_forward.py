@@ -13,6 +13,7 @@ from purestep import _checks, objectives, random
 from purestep.draws import Draws, unread_generator
 from purestep.functional import BoundModule, check_same_names
 from purestep.objectives import Loss, Mean
+from purestep.precision import autocast, check_precision
 from purestep.state import TrainState
 
 Objective = Callable[..., Any]
@@ -38,13 +39,15 @@ class Forward:
     """``(params, buffers, batch, state) -> ((loss, metrics), buffers)``: an objective, the module it reads bound to
     values, and its random operations drawn from the state's key."""
 
-    def __init__(self, model: nn.Module, objective: Objective, *, training: bool) -> None:
+    def __init__(self, model: nn.Module, objective: Objective, *, training: bool, precision: str = "float32") -> None:
         if not callable(objective):
             raise TypeError(f"objective must be a function (model, batch) -> loss, got {objective!r}")
         self.bound = BoundModule(model, training=training)
         self._call, self._takes_context = _reader(objective)
         self._code = getattr(objective, "__code__", None)
         self._training = training
+        check_precision(precision)
+        self._precision = precision
 
     def __call__(
         self,
@@ -54,7 +57,7 @@ class Forward:
         state: TrainState,
         *,
         bare: bool,
-        first: int = 0,
+        first: int | Tensor = 0,
         count: int = 0,
     ) -> tuple[tuple[Loss | Mean, Metrics], dict[str, Tensor]]:
         """``bare``: a bare tensor may be the loss; ``first``, ``count``: the place of a micro-batch in its batch."""
@@ -63,7 +66,8 @@ class Forward:
             context = (Context(state.step, random.fold_in(state.key, state.calls), self._training),)
 
         def call(watch: bool = False) -> tuple[Any, dict[str, Tensor]]:
-            with Draws(state.key, state.calls, first=first, count=count, watch=watch):
+            draws = Draws(state.key, state.calls, first=first, count=count, watch=watch)
+            with draws, autocast(self._precision, state.key.device):
                 return self.bound(self._call, dict(params), buffers, batch, *context)
 
         try:

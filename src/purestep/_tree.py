@@ -1,4 +1,4 @@
-"""Small maps over trees of tensors: flat TensorDicts of parameters, and batches of any nesting.
+"""Small maps over trees of tensors: flat TensorDicts of parameters.
 
 A tree of parameters is a flat TensorDict whose keys are the module's own dotted names (``"encoder.0.weight"``), as in
 ``named_parameters()``. Arithmetic goes leaf by leaf through :func:`map_leaves`: a 0-d tensor times a TensorDict fails
@@ -7,12 +7,11 @@ inside ``torch.compile``, and a plain loop is what the compiler fuses best.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase, is_tensor_collection, is_tensorclass
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 
@@ -56,76 +55,25 @@ def overlay(tree: TensorDictBase, changed: TensorDictBase) -> TensorDict:
     return TensorDict({name: changed.get(name, leaf) for name, leaf in tree.items()}, batch_size=tree.batch_size)
 
 
-def tensors_of(value: Any, path: str = "batch") -> Iterator[tuple[str, Tensor]]:
-    """Yield ``(path, tensor)`` for each tensor in a nesting of TensorDicts, dicts, tuples and lists.
-
-    Raises:
-        TypeError: a leaf that is not a tensor, with its path.
-    """
-    if isinstance(value, Tensor):
-        yield path, value
-    elif is_tensor_collection(value) or isinstance(value, dict):
-        for key, inner in value.items():
-            yield from tensors_of(inner, f"{path}[{key!r}]")
-    elif isinstance(value, (tuple, list)):
-        for position, inner in enumerate(value):
-            yield from tensors_of(inner, f"{path}[{position}]")
-    else:
-        raise TypeError(f"{path} must be a tensor or a nesting of them, got {value!r} of type {type(value).__name__}")
+def choose(condition: Tensor, tree: Any, other: Any) -> TensorDict:
+    """Return ``tree`` where ``condition`` (bool, 0-d) holds and ``other`` where not, of any depth. A leaf that is the
+    same tensor in both passes as it is."""
+    chosen: dict[str, Any] = {}
+    for name, leaf in tree.items():
+        alternative = other[name]
+        if isinstance(leaf, Tensor):
+            chosen[name] = leaf if leaf is alternative else torch.where(condition, leaf, alternative)
+        else:
+            chosen[name] = choose(condition, leaf, alternative)
+    return TensorDict(chosen, batch_size=tree.batch_size)
 
 
-def batch_length(batch: Any) -> int:
-    """Return the number of examples: the size of dimension 0, on which every leaf must agree.
-
-    Raises:
-        ValueError: a leaf without dimensions, leaves that disagree, or no leaf at all; each leaf is named.
-    """
-    leaves = list(tensors_of(batch))
-    if not leaves:
-        raise ValueError("batch must hold at least one tensor, got none")
-    for path, leaf in leaves:
-        if leaf.dim() == 0:
-            raise ValueError(
-                f"batch must have a batch dimension (dimension 0, examples) in every leaf; {path} has shape ()"
-            )
-    # Compared one by one: a set of lengths would pin a compiled graph to the length it was traced with.
-    length = leaves[0][1].shape[0]
-    if any(leaf.shape[0] != length for _, leaf in leaves[1:]):
-        each = ", ".join(f"{path} {tuple(leaf.shape)}" for path, leaf in leaves)
-        raise ValueError(f"the leaves of batch must agree about dimension 0 (examples), got shapes {each}")
-    return length
-
-
-def split_batch(batch: Any, parts: int) -> list[tuple[Any, int, int]]:
-    """Cut a batch along dimension 0 into ``parts`` consecutive slices whose lengths differ by at most one.
-
-    Returns:
-        For each, the slice, the index of its first example, and how many it has.
-
-    Raises:
-        ValueError: fewer examples than parts, or a batch that :func:`batch_length` refuses.
-    """
-    length = batch_length(batch)
-    if parts > length:
-        raise ValueError(
-            f"accumulate must be at most the number of examples in a batch, got accumulate={parts} for {length}"
-        )
-    bounds = [part * length // parts for part in range(parts + 1)]
-    return [(slice_batch(batch, start, stop), start, stop - start) for start, stop in pairwise(bounds)]
-
-
-def slice_batch(value: Any, start: int, stop: int) -> Any:
-    """Return the examples from ``start`` up to ``stop`` of a batch of any nesting."""
-    if isinstance(value, Tensor):
-        return value[start:stop]
-    if is_tensor_collection(value):
-        if value.batch_size:
-            return value[start:stop]
-        if is_tensorclass(value):
-            return value.from_tensordict(slice_batch(value.to_tensordict(), start, stop))
-        return TensorDict({key: slice_batch(inner, start, stop) for key, inner in value.items()}, batch_size=[])
-    if isinstance(value, dict):
-        return {key: slice_batch(inner, start, stop) for key, inner in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(slice_batch(inner, start, stop) for inner in value))
-    return type(value)(slice_batch(inner, start, stop) for inner in value)
+def readable(tensor: Tensor) -> bool:
+    """Whether a tensor's values can be read here: not while tracing, of a stand-in without values, or under vmap."""
+    if torch.compiler.is_compiling() or type(tensor) is not Tensor:
+        return False
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # vmap may be under a gradient
+        if torch._C._functorch.is_batchedtensor(tensor):
+            return False
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return type(tensor) is Tensor

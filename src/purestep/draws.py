@@ -13,12 +13,12 @@ import contextlib
 import math
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from purestep import random
 
@@ -27,26 +27,64 @@ class UnkeyedDrawError(RuntimeError):
     """A pure step met a random operation that would draw from the global generator."""
 
 
+class Place(NamedTuple):
+    """A call site of a forward, and what its draws are a function of."""
+
+    key: Tensor
+    calls: Tensor
+    first: int | Tensor
+    count: int
+    site: int
+    watch: bool
+
+
 class Draws(TorchFunctionMode):
     """Draw every random operation under this mode from ``key``.
 
     Args:
         key: int64, ``(2,)``: the state's key.
         calls: int64, 0-d: the steps attempted so far; each draws anew.
-        first: index, in the whole batch, of the first example of this micro-batch.
+        first: index, in the whole batch, of the first example of this micro-batch; an int or an int64 0-d tensor.
         count: examples in this micro-batch; 0 where the batch is whole.
         watch: compare the global generator around every call, to name the one that reads it.
     """
 
-    def __init__(self, key: Tensor, calls: Tensor, *, first: int = 0, count: int = 0, watch: bool = False) -> None:
+    def __init__(
+        self, key: Tensor, calls: Tensor, *, first: int | Tensor = 0, count: int = 0, watch: bool = False
+    ) -> None:
         super().__init__()
         self._watch = watch
         self._key, self._calls, self._first, self._count, self._site = key, calls, first, count, 0
+        self._began = 0
+
+    def place(self) -> Place:
+        """Return where the next draw is, so that :meth:`at` can make the draws that follow once more."""
+        return Place(self._key, self._calls, self._first, self._count, self._site, self._watch)
+
+    @classmethod
+    def at(cls, place: Place) -> Draws:
+        """Return a mode whose first draw is the one at ``place``."""
+        draws = cls(place.key, place.calls, first=place.first, count=place.count, watch=place.watch)
+        draws._site = draws._began = place.site
+        return draws
+
+    @property
+    def used(self) -> int:
+        """The number of draws made."""
+        return self._site - self._began
+
+    def advance(self, draws: int) -> None:
+        """Pass over call sites whose draws were made elsewhere."""
+        self._site += draws
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not torch.compiler.is_compiling():
             _refuse_checkpointing()
+        if func is Tensor.unflatten:
+            # No draw: torch's own has a `super()` that Dynamo cannot trace under a mode. (A method is not found in a
+            # dict either, where Dynamo traces a gradient.)
+            return torch.unflatten(*args, **kwargs)
         draw = _DRAWN.get(func)
         if draw is not None:
             return draw(self, func, *args, **kwargs)
@@ -64,10 +102,30 @@ class Draws(TorchFunctionMode):
         """Return the next call site's uniform numbers; ``by_example``: dimension 0 runs over the examples."""
         key = random.site_key(self._key, self._calls, self._site)
         self._site += 1
-        start = 0
+        start: int | Tensor = 0
         if by_example and self._count and shape and shape[0] % self._count == 0:
             start = self._first * (shape[0] // self._count) * math.prod(shape[1:])
         return random.uniform(key, shape, dtype=dtype, start=start)
+
+
+class Undrawn(Draws):
+    """Refuse every draw: where a block runs twice and there is no key, the second run would draw anew."""
+
+    def __init__(self) -> None:
+        nothing = torch.empty(0)
+        super().__init__(nothing, nothing)
+
+    def uniform(self, shape: Any, *, by_example: bool, dtype: torch.dtype = torch.float32) -> Tensor:
+        raise UnkeyedDrawError(
+            "a rematerialised block draws outside a pure step, where there is no key to draw the same again when it "
+            "runs again: call it inside one, or put the model into evaluation mode"
+        )
+
+
+def current_draws() -> Draws | None:
+    """Return the innermost mode that draws here, or ``None`` outside a forward of a step."""
+    modes = [mode for mode in _get_current_function_mode_stack() if isinstance(mode, Draws)]
+    return modes[-1] if modes else None
 
 
 @contextlib.contextmanager
@@ -98,7 +156,8 @@ def _refuse_checkpointing() -> None:
     if hooks is not None and "_checkpoint_hook" in getattr(hooks[0], "__qualname__", ""):
         raise RuntimeError(
             "torch.utils.checkpoint cannot be used inside a pure step, since it runs its block again after the "
-            "module's values and random draws are unbound: switch activation checkpointing off"
+            "module's values and random draws are unbound: switch it off, and give the step "
+            'ps.remat(model, "layers.*") instead'
         )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,20 +67,54 @@ class Gradient:
         )
 
 
-def gradients_of_totals(
+Outputs = Callable[[Loss | Mean], tuple[tuple[Tensor, Tensor | None], ...]]
+
+
+def totals(loss: Loss | Mean) -> tuple[tuple[Tensor, Tensor | None], ...]:
+    """One output for each term: its total, and its weight."""
+    return tuple((term.total, term.weight) for term in loss.terms)
+
+
+def value(loss: Loss | Mean) -> tuple[tuple[Tensor, Tensor | None], ...]:
+    """One output: the loss itself, divided."""
+    return ((loss.value(), None),)
+
+
+def over(weights: Sequence[Tensor]) -> Outputs:
+    """One output: the totals over denominators that are known beforehand, ``Σ totalᵢ / Wᵢ``."""
+
+    def share(loss: Loss | Mean) -> tuple[tuple[Tensor, Tensor | None], ...]:
+        if len(loss.terms) != len(weights):
+            raise ValueError(
+                f"weights(batch) must be a weight for each term of the loss, which has {len(loss.terms)}, got "
+                f"{len(weights)}"
+            )
+        shares = [term.total / weight for term, weight in zip(loss.terms, weights, strict=True)]
+        return ((functools.reduce(torch.add, shares), None),)
+
+    return share
+
+
+def gradients_of(
     function: Callable[[dict[str, Tensor]], tuple[Loss | Mean, Any]],
     params: TensorDictBase,
     others: Any = (),
     *,
-    divided: bool,
+    outputs: Outputs,
+    scale: Tensor | None = None,
+    traced: bool = False,
 ) -> tuple[tuple[TensorDict, ...], Loss | Mean, Any]:
-    """Return, for each term of the loss, the gradient of its total; the loss; and what else ``function`` returned.
+    """Return the gradient of each output of the loss; the loss; and what else ``function`` returned.
 
     Args:
         function: ``(params by name) -> (loss, anything made of tensors)``.
         params: flat TensorDict of the parameters to differentiate by.
         others: what else ``function`` reads (frozen parameters, buffers, the batch), in any nesting.
-        divided: differentiate ``Σ totalᵢ / weightᵢ`` in one backward pass where there are several terms.
+        outputs: what of the loss to differentiate: :func:`totals`, :func:`value` or :func:`over`.
+        scale: 0-d, a power of two: what the backward pass is multiplied by, so that half-precision gradients do not
+            vanish, and its results divided by. (A sum over examples has a gradient larger by its weight than a mean,
+            and would overflow: its own share of the scale is smaller by the next power of two.)
+        traced: a trace is under way that cannot be seen from here.
 
     Outside any functorch transform, outside compilation, and where neither ``params`` nor ``others`` ask for a
     derivative of the gradient, ``torch.autograd.grad`` on detached leaves is used: it is as pure, and half the cost of
@@ -87,8 +122,8 @@ def gradients_of_totals(
     """
     names = list(params.keys())
     leaves = {name: params[name] for name in names}
-    engine = _by_func if _needs_func(leaves, others) else _by_autograd
-    gradients, loss, rest = engine(function, leaves, divided)
+    engine = _by_func if traced or _needs_func(leaves, others) else _by_autograd
+    gradients, loss, rest = engine(function, leaves, outputs, scale)
     trees = tuple(TensorDict(dict(zip(names, each, strict=True)), batch_size=params.batch_size) for each in gradients)
     return trees, loss, rest
 
@@ -108,51 +143,65 @@ def _asks(value: Any) -> bool:
     return isinstance(value, (tuple, list)) and any(_asks(inner) for inner in value)
 
 
-def _by_autograd(function: Any, leaves: dict[str, Tensor], divided: bool) -> tuple[list[Any], Loss | Mean, Any]:
+def _by_autograd(
+    function: Any, leaves: dict[str, Tensor], outputs_of: Outputs, scale: Tensor | None
+) -> tuple[list[Any], Loss | Mean, Any]:
     if torch.is_inference_mode_enabled():
         raise RuntimeError("a step needs gradients, and torch.inference_mode() forbids them: leave it around the step")
     with torch.enable_grad():
         inputs = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
         loss, rest = function(inputs)
-        outputs = _outputs(loss, divided)
+        outputs = outputs_of(loss)
     wanted = list(inputs.values())
-    if not any(output.requires_grad for output in outputs):
+    if not any(output.requires_grad for output, _ in outputs):
         raise ValueError(
             "the loss does not depend on any trainable parameter: check that the objective neither detaches it nor "
             "runs under torch.no_grad()"
         )
     gradients = []
-    for position, output in enumerate(outputs):
+    for position, (output, weight) in enumerate(outputs):
         if output.requires_grad:
+            seed = None if scale is None else _seed(output, weight, scale)
             last = position == len(outputs) - 1
-            gradients.append(
-                torch.autograd.grad(output, wanted, retain_graph=not last, allow_unused=True, materialize_grads=True)
+            gradient = torch.autograd.grad(
+                output, wanted, seed, retain_graph=not last, allow_unused=True, materialize_grads=True
             )
+            gradients.append(gradient if seed is None else [_unscaled(leaf, seed) for leaf in gradient])
         else:  # a term without parameters
             gradients.append(tuple(torch.zeros_like(leaf) for leaf in wanted))
     loss, rest = pytree.tree_map_only(Tensor, torch.Tensor.detach, (loss, rest))
     return gradients, loss, rest
 
 
-def _by_func(function: Any, leaves: dict[str, Tensor], divided: bool) -> tuple[list[Any], Loss | Mean, Any]:
-    def outputs_of(inputs: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], Any]:
+def _by_func(
+    function: Any, leaves: dict[str, Tensor], outputs_of: Outputs, scale: Tensor | None
+) -> tuple[list[Any], Loss | Mean, Any]:
+    def differentiated(inputs: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], Any]:
         loss, rest = function(inputs)
-        return _outputs(loss, divided), (loss, rest)
+        return tuple(output for output, _ in outputs_of(loss)), (loss, rest)
 
-    result: Any = torch.func.vjp(outputs_of, leaves, has_aux=True)
+    result: Any = torch.func.vjp(differentiated, leaves, has_aux=True)
     outputs, pull_back, (loss, rest) = result
+    seeds = [torch.ones_like(output) for output in outputs]
+    if scale is not None:
+        seeds = [_seed(output, weight, scale) for output, (_, weight) in zip(outputs, outputs_of(loss), strict=True)]
     gradients = []
-    for position in range(len(outputs)):
-        seeds = tuple(
-            torch.ones_like(output) if i == position else torch.zeros_like(output) for i, output in enumerate(outputs)
-        )
-        (gradient,) = pull_back(seeds)
-        gradients.append(tuple(gradient.values()))
+    for position, seed in enumerate(seeds):
+        one_hot = tuple(seed if i == position else torch.zeros_like(output) for i, output in enumerate(outputs))
+        (gradient,) = pull_back(one_hot)
+        gradients.append(tuple(leaf if scale is None else _unscaled(leaf, seed) for leaf in gradient.values()))
     return gradients, loss, rest
 
 
-def _outputs(loss: Loss | Mean, divided: bool) -> tuple[Tensor, ...]:
-    return (loss.value(),) if divided else tuple(term.total for term in loss.terms)
+def _seed(output: Tensor, weight: Tensor | None, scale: Tensor) -> Tensor:
+    """Return what a backward pass begins with: the scale, over the next power of two of the output's weight."""
+    if weight is not None:
+        scale = scale * torch.exp2(-torch.ceil(torch.log2(torch.clamp(weight, min=1))))
+    return scale.to(output.dtype)
+
+
+def _unscaled(gradient: Tensor, seed: Tensor) -> Tensor:
+    return gradient / seed.to(gradient.dtype)
 
 
 pytree.register_pytree_node(

@@ -14,6 +14,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from purestep import _tree
+
 
 @runtime_checkable
 class Metric(Protocol):
@@ -232,14 +234,8 @@ def _checked_weight(weight: Tensor, values: Tensor) -> Tensor:
 
 
 def _readable(tensor: Tensor) -> bool:
-    """Whether its values can be read without stalling a device: not while tracing, under vmap, or off the CPU."""
-    if torch.compiler.is_compiling() or tensor.device.type != "cpu" or type(tensor) is not Tensor:
-        return False
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # vmap may be under a gradient
-        if torch._C._functorch.is_batchedtensor(tensor):
-            return False
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-    return True
+    """Whether its values can be read without stalling a device."""
+    return tensor.device.type == "cpu" and _tree.readable(tensor)
 
 
 def merge(first: Any, second: Any) -> Any:

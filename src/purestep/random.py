@@ -77,22 +77,27 @@ def _derived(key: Tensor, data: Tensor, third: int, purpose: int) -> Tensor:
     return torch.tensor(words[:2], dtype=torch.int64)
 
 
-def bits(key: Tensor, shape: Sequence[int], *, start: int = 0) -> Tensor:
+def bits(key: Tensor, shape: Sequence[int], *, start: int | Tensor = 0) -> Tensor:
     """Return uniform 32-bit words, int64 in [0, 2^32), of ``shape``; all four words of each block are used.
 
     Args:
         key: shape ``(2,)``.
         shape: of the result.
         start: how many words of the key's stream to pass over: what ``bits(key, (start + n,))[start:]`` would be,
-            without computing the first.
+            without computing the first. An int, or an int64 0-d tensor where it is known only at run time.
     """
     count = math.prod(shape)
+    if isinstance(start, Tensor):
+        blocks = torch.arange((count + 3) // 4 + 1, dtype=torch.int64, device=key.device) + start // 4
+        words = _philox(key[..., 0], key[..., 1], blocks & _MASK, blocks >> 32, 0, _FOR_BITS)
+        places = torch.arange(count, dtype=torch.int64, device=key.device) + start % 4
+        return torch.stack(words, dim=-1).reshape(-1)[places].reshape(tuple(shape))
     blocks = torch.arange(start // 4, (start + count + 3) // 4, dtype=torch.int64, device=key.device)
     words = _philox(key[..., 0], key[..., 1], blocks & _MASK, blocks >> 32, 0, _FOR_BITS)
     return torch.stack(words, dim=-1).reshape(-1)[start % 4 :][:count].reshape(tuple(shape))
 
 
-def uniform(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype | None = None, start: int = 0) -> Tensor:
+def uniform(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype | None = None, start: int | Tensor = 0) -> Tensor:
     """Return uniform numbers in [0, 1) of ``shape``: as many random bits as the dtype holds exactly, at most 32.
 
     ``start`` is that of :func:`bits`.

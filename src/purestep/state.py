@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from tensordict import TensorClass, TensorDict
@@ -18,6 +18,18 @@ class DonatedStateError(RuntimeError):
     """A state was read after it was donated to a compiled step: its storage holds the next state."""
 
 
+@runtime_checkable
+class Machine(Protocol):
+    """A pure state machine whose state lives in ``TrainState.aux``."""
+
+    def init(self) -> TensorDict: ...
+
+    def update(self, state: Any, *observed: Any) -> TensorDict: ...
+
+
+SKIPPED = "skipped"
+
+
 class TrainState(TensorClass):
     """Everything that changes during training, and nothing that does not.
 
@@ -28,7 +40,8 @@ class TrainState(TensorClass):
         step: int64, 0-d: updates applied. Schedules read it.
         calls: int64, 0-d: steps attempted. Randomness reads it.
         key: int64, ``(2,)``: the random key (:func:`purestep.random.key`).
-        aux: named pure state machines (plateau, loss scale, averages).
+        aux: the states of named pure state machines (the loss scale), and ``"skipped"``: int64, 0-d, the steps that
+            were passed over because their gradient was not finite.
 
     ``state.replace(step=...)`` is another state that shares the rest, ``state.clone()`` one that shares nothing,
     ``state.to(device)`` moves it, and ``torch.stack([state, ...])`` is an ensemble.
@@ -73,6 +86,7 @@ def init_state(
     seed: int,
     device: torch.device | str | None = None,
     trainable: Trainable = None,
+    aux: Mapping[str, Machine] | None = None,
 ) -> TrainState:
     """Return the state a run starts from: copies of the model's values, and the optimizer's first state.
 
@@ -82,6 +96,8 @@ def init_state(
         seed: int from 0 to 2^64 - 1: the key of everything random in the run.
         device: where the state lives; by default where the model's values do.
         trainable: as in :func:`purestep.train_step`, which must be given the same: only these have optimizer state.
+        aux: pure state machines by name, each with ``init()`` and ``update(...)``, such as
+            ``{"loss_scale": ps.DynamicLossScale()}``.
 
     Raises:
         TypeError, ValueError: no usable model or optimizer, a seed out of range, or ``trainable`` names nothing.
@@ -94,7 +110,7 @@ def init_state(
         )
     params = functional.tensors_by_name(model.named_parameters(), device)
     buffers = functional.tensors_by_name(model.named_buffers(), device)
-    return _first_state(params, buffers, optimizer, seed, functional.trainable_names(model, trainable))
+    return _first_state(params, buffers, optimizer, seed, functional.trainable_names(model, trainable), aux)
 
 
 def init_state_from_meta(
@@ -104,6 +120,7 @@ def init_state_from_meta(
     seed: int,
     device: torch.device | str | None = None,
     trainable: Trainable = None,
+    aux: Mapping[str, Machine] | None = None,
 ) -> tuple[nn.Module, TrainState]:
     """Build a model's structure and its first state without ever holding the parameters twice.
 
@@ -129,11 +146,16 @@ def init_state_from_meta(
         values = make_model()
     params = TensorDict({name: p.detach() for name, p in values.named_parameters()}, batch_size=[])
     buffers = TensorDict({name: b.detach() for name, b in values.named_buffers()}, batch_size=[])
-    return model, _first_state(params, buffers, optimizer, seed, functional.trainable_names(values, trainable))
+    return model, _first_state(params, buffers, optimizer, seed, functional.trainable_names(values, trainable), aux)
 
 
 def _first_state(
-    params: TensorDict, buffers: TensorDict, optimizer: Any, seed: int, trainable: tuple[str, ...]
+    params: TensorDict,
+    buffers: TensorDict,
+    optimizer: Any,
+    seed: int,
+    trainable: tuple[str, ...],
+    machines: Mapping[str, Machine] | None,
 ) -> TrainState:
     check_optimizer(optimizer)
     where = next(iter(params.values())).device
@@ -144,9 +166,21 @@ def _first_state(
         step=torch.zeros((), dtype=torch.int64, device=where),
         calls=torch.zeros((), dtype=torch.int64, device=where),
         key=random.key(seed, device=where),
-        aux=TensorDict({}, batch_size=[]),
+        aux=_first_aux(machines or {}, where),
         batch_size=[],
     )
+
+
+def _first_aux(machines: Mapping[str, Machine], device: torch.device | None) -> TensorDict:
+    skipped = torch.zeros((), dtype=torch.int64, device=device)
+    states: dict[str, Any] = {}
+    for name, machine in machines.items():
+        if name == SKIPPED:
+            raise ValueError(f"aux must not name {SKIPPED!r}, the count of skipped steps, which every state has")
+        if not isinstance(machine, Machine):
+            raise TypeError(f"aux[{name!r}] must have init() -> TensorDict and update(...), got {machine!r}")
+        states[name] = machine.init().to(device)
+    return TensorDict({**states, SKIPPED: skipped}, batch_size=[])
 
 
 def check_optimizer(optimizer: Any) -> None:

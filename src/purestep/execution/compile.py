@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from purestep import _tree
+from purestep import _flat, _tree
 from purestep.execution import _boundary
 from purestep.execution._boundary import Flat
 from purestep.execution._scalars import StoreScalars
+from purestep.nonfinite import NonFinite, raise_pending
 from purestep.state import TrainState
 
 
@@ -77,6 +79,8 @@ def compiler_missing() -> str | None:
     return None
 
 
+_COUNTER = itertools.count()
+
 # Positions of 0-d float64 leaves in the state and in the batch: see _widened.
 _Numbers = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -96,6 +100,7 @@ class _Graph:
     def __init__(self, run: Callable[..., list[Tensor]], probe: _Probe, numbers: _Numbers) -> None:
         self.run, self.form, self.returns_state, self.numbers = run, probe.form, probe.returns_state, numbers
         self.moved = probe.moved
+        self.may_raise = _flat.holds(probe.form, NonFinite)
 
 
 class _Compiled:
@@ -108,7 +113,7 @@ class _Compiled:
 
     def __call__(self, state: TrainState, batch: Any) -> Any:
         flat = _boundary.flatten_state(state)
-        inputs, batch_form = _boundary.flatten(batch, "batch")
+        inputs, batch_form = _flat.flatten(batch, "batch")
         graph = self._graphs.get((flat.form, batch_form))
         if graph is None:
             graph = self._graphs[flat.form, batch_form] = self._trace(flat, Flat(inputs, batch_form))
@@ -119,9 +124,11 @@ class _Compiled:
         # keeps it from being overwritten first.
         moved = [(flat.leaves[to], flat.leaves[source].clone()) for to, source in graph.moved]
         outputs = graph.run(_widened(flat.leaves, graph.numbers[0]), _widened(inputs, graph.numbers[1]))
+        results = _flat.unflatten(graph.form, outputs)
+        if graph.may_raise:  # the graph left the state as it was, and nothing is handed over yet
+            results = raise_pending(results)
         for leaf, value in moved:
             leaf.copy_(value)
-        results = _boundary.unflatten(graph.form, outputs)
         return (_boundary.hand_over(state, flat, self._name), results) if donating else results
 
     def _trace(self, state: Flat, batch: Flat) -> _Graph:
@@ -145,20 +152,20 @@ class _Compiled:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             leaves = _boundary.fake(state.leaves, mode)
             results = self._step(
-                _boundary.unflatten(state.form, leaves),
-                _boundary.unflatten(batch.form, _boundary.fake(batch.leaves, mode)),
+                _flat.unflatten(state.form, leaves),
+                _flat.unflatten(batch.form, _boundary.fake(batch.leaves, mode)),
             )
             returns_state = isinstance(results, tuple) and len(results) == 2 and isinstance(results[0], TrainState)
             if not (self._donate and returns_state):
-                return _Probe(returns_state, _boundary.flatten(results, "results")[1])
+                return _Probe(returns_state, _flat.flatten(results, "results")[1])
             after = _boundary.flatten_state(results[0])
             _boundary.check_same_form(Flat(leaves, state.form), after, self._name)
             moved = _boundary.moved(leaves, after.leaves, self._name)
-            return _Probe(True, _boundary.flatten(results[1], "metrics")[1], moved)
+            return _Probe(True, _flat.flatten(results[1], "metrics")[1], moved)
 
 
 def _numbers(leaves: list[Tensor]) -> tuple[int, ...]:
-    return tuple(i for i, leaf in enumerate(leaves) if _boundary.is_number(leaf))
+    return tuple(i for i, leaf in enumerate(leaves) if _flat.is_number(leaf))
 
 
 def _widened(leaves: list[Tensor], numbers: tuple[int, ...]) -> list[Tensor]:
@@ -177,9 +184,9 @@ def _flat_function(
     def run(state_leaves: list[Tensor], batch_leaves: list[Tensor]) -> list[Tensor]:
         state_leaves = [leaf.view(()) if i in numbers[0] else leaf for i, leaf in enumerate(state_leaves)]
         batch_leaves = [leaf.view(()) if i in numbers[1] else leaf for i, leaf in enumerate(batch_leaves)]
-        results = step(_boundary.unflatten(state_form, state_leaves), _boundary.unflatten(batch_form, batch_leaves))
-        outputs, got = _boundary.flatten(results if kept is None else results[1], "results")
-        if not _boundary.same_structure(got, form):
+        results = step(_flat.unflatten(state_form, state_leaves), _flat.unflatten(batch_form, batch_leaves))
+        outputs, got = _flat.flatten(results if kept is None else results[1], "results")
+        if not _flat.same_structure(got, form):
             raise ValueError("a step's results must have the same names and structure for every length of the batch")
         if kept is None:
             return outputs
@@ -192,8 +199,12 @@ def _flat_function(
         return outputs
 
     # Dynamo keeps what it compiled with the code object, and we drop the guards that would tell two closures of one
-    # code object apart: each needs a code object of its own.
-    return types.FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
+    # code object apart: each needs a code object of its own. What it has seen vary (the shapes of arguments) it keeps by
+    # the code's name and line: each needs a name of its own, or a first call would find the shapes of another step.
+    name = f"{run.__name__}_{next(_COUNTER)}"
+    return types.FunctionType(
+        run.__code__.replace(co_name=name, co_qualname=name), run.__globals__, run.__name__, None, run.__closure__
+    )
 
 
 def _only_arguments(entries: Sequence[Any]) -> list[bool]:

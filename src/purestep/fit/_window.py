@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from purestep import _checks, objectives
 from purestep.objectives import Bare, Loss, Mean
@@ -56,8 +57,13 @@ class Window:
                 f"{_described(form)}"
             )
         for name, metric in others.items():
-            known = None if isinstance(metric, Tensor) else self._others.get(name)
-            self._others[name] = metric if known is None else objectives.merge(known, metric)
+            known = self._others.get(name)
+            if isinstance(metric, Tensor):
+                self._others[name] = metric
+            elif known is None:
+                self._others[name] = pytree.tree_map_only(Tensor, lambda leaf: leaf.detach().clone(), metric)
+            else:
+                self._others[name] = objectives.merge(known, metric)
         if terms:
             # One vector is two small kernels a step, where adding up each term would be a kernel for each.
             vector = torch.stack(terms if self._alike else _alike(terms)).detach()

@@ -17,6 +17,7 @@ from purestep.fit import _progress
 from purestep.fit._interrupt import Interrupts
 from purestep.fit._window import Reading, Window
 from purestep.fit.evaluation import check_batches, check_step, no_batches
+from purestep.nonfinite import NonFiniteError
 from purestep.state import DonatedStateError, TrainState
 
 Logger = Callable[[int, dict[str, float]], Any]
@@ -232,7 +233,7 @@ class _Run:
         """Hand the state over with the error: as its attribute, and in the file."""
         error.fit = self.result  # type: ignore[attr-defined]
         where = "`error.fit.state`"
-        if self.stepping and self.donates:
+        if self.stepping and self.donates and not isinstance(error, NonFiniteError):
             where += ", of which the step that failed may have written part, for it donates"
         elif self.number > self.first and self.path is not None:
             try:

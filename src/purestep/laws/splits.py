@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from purestep import _checks, _tree, objectives
+from purestep import _batches, _checks, objectives
 from purestep.functional import Trainable
 from purestep.gradients import Gradient
 from purestep.laws._compare import Comparison, LawViolation
@@ -60,7 +60,7 @@ def check_split_invariant(
         LawViolation: the entry that differs, both values, and the error relative to its norm.
         ValueError: a partition whose lengths do not add up to the number of examples.
     """
-    length = _tree.batch_length(batch)
+    length = _batches.batch_length(batch)
     optimizer = sgd(1.0) if optimizer is None else optimizer
     state = init_state(model, optimizer, seed=0, trainable=trainable) if state is None else state
     gradient = grad_step(model, objective, trainable=trainable)
@@ -112,7 +112,7 @@ def partition(batch: Any, lengths: Sequence[int]) -> list[Any]:
     Raises:
         ValueError: lengths below 0, or that do not add up to the number of examples.
     """
-    length = _tree.batch_length(batch)
+    length = _batches.batch_length(batch)
     for size in lengths:
         _checks.integer("a part's length", size, minimum=0)
     if sum(lengths) != length or not lengths:
@@ -120,7 +120,7 @@ def partition(batch: Any, lengths: Sequence[int]) -> list[Any]:
             f"parts must be lengths that add up to the {length} examples of batch, got {list(lengths)}, which add up "
             f"to {sum(lengths)}"
         )
-    return [_tree.slice_batch(batch, start, stop) for start, stop in pairwise(running_sum(lengths, initial=0))]
+    return [_batches.slice_batch(batch, start, stop) for start, stop in pairwise(running_sum(lengths, initial=0))]
 
 
 def _default_parts(length: int) -> list[tuple[int, ...]]:

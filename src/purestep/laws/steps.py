@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from purestep import nonfinite
 from purestep.laws._compare import Comparison, check_same_bits, named_leaves
 from purestep.laws._world import Untouched, copies, guarded_world, module_leaves
 from purestep.state import TrainState
@@ -143,7 +144,8 @@ def check_ensemble(step: Step, states: Sequence[TrainState], batch: Any, *, tole
     if len(states) < 2:
         raise ValueError(f"states must be at least two, to tell one member from another, got {len(states)}")
     stacked: Any = torch.stack([state.clone() for state in states])  # type: ignore[misc]
-    together = torch.vmap(step, in_dims=(0, None))(stacked, batch)
+    # Alone, a member that is not finite raises; together it tells so in its metrics, which are looked at here.
+    together = nonfinite.raise_pending(torch.vmap(step, in_dims=(0, None))(stacked, batch))
     for position, state in enumerate(states):
         names = ("alone", f"as member {position} of an ensemble")
         comparison = Comparison(_EXECUTION, names[1], names[0], tolerance)

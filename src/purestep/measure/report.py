@@ -7,23 +7,21 @@ import json
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from time import perf_counter
 from typing import Any
 
 import torch
 
-from purestep import _checks, _tree
+from purestep import _batches, _checks
 from purestep.measure import _format
 from purestep.measure._arguments import device_of, name_of, named_tensors, naming
-from purestep.measure._machine import check_device, check_same_hardware, machine, thread_count
+from purestep.measure._drive import Drive, Step
+from purestep.measure._machine import check_device, check_same_hardware, machine, tf32_allowed, thread_count
 from purestep.measure._work import Compilations, count_launches, work_of
 from purestep.measure.ceilings import Ceilings
 from purestep.measure.ceilings import ceilings as measured_ceilings
 from purestep.measure.memory import MemoryUse, peak_of
 from purestep.measure.timing import Measurement, time
 from purestep.state import TrainState
-
-Step = Callable[[TrainState, Any], Any]
 
 _NAMES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -48,7 +46,7 @@ class StepReport:
         recompilations: graphs compiled in later calls, all with the same batch: anything but 0 is a fault.
         launches: kernels a step on CUDA, by torch's profiler; ``None`` on the CPU, which launches none.
         ceilings: the machine's measured rates.
-        dtype: of the ceiling that ``flops`` are held against: that of most parameters.
+        dtype: of the ceiling that ``flops`` are held against.
     """
 
     name: str
@@ -162,9 +160,11 @@ class StepReport:
         if self.tokens is not None:
             rows.append(("tokens", fast(self.tokens / self.seconds, "/s"), f"{self.tokens:,} a step"))
         if self.flops is not None and self.compute_fraction is not None:
-            of = f"{fast(self.flops, 'FLOP')} a step; {100 * self.compute_fraction:.2g} % of {self.dtype} products"
+            of = f"{fast(self.flops, 'FLOP')} a step; {_format.percent(self.compute_fraction)} of {self.dtype} products"
             rows.append(("matrix work", fast(self.flops / self.seconds, "FLOP/s"), of))
-        moved = f"{_format.size(self.bytes_moved)} a step at least; {100 * self.bandwidth_fraction:.2g} % of a copy"
+        moved = (
+            f"{_format.size(self.bytes_moved)} a step at least; {_format.percent(self.bandwidth_fraction)} of a copy"
+        )
         rows.append(("memory moved", fast(self.bytes_moved / self.seconds, "B/s"), moved))
         if self.memory is not None:
             rows.append(
@@ -207,6 +207,7 @@ def report(
     max_time: float = 2.0,
     threads: int | None = None,
     ceilings: Ceilings | None = None,
+    dtype: str | None = None,
 ) -> StepReport:
     """Measure a training step on one batch.
 
@@ -220,19 +221,23 @@ def report(
         tokens: how many tokens the batch has, or a function of the batch that counts them.
         repeats, max_time, threads: as in :func:`purestep.measure.time`.
         ceilings: the machine's rates; measured, once in a process, by default.
+        dtype: of the products that the step's are held against, such as ``"bfloat16"`` under autocast, where the
+            parameters do not say it; by default that of most parameters.
 
     Raises:
-        TypeError, ValueError: no step, state or batch; a step that returns something else; ceilings of another machine.
+        TypeError, ValueError: no step, state or batch; a step that returns something else; ceilings of another machine
+            or without the dtype.
         Exception: what the step raises, with a note.
     """
     _check(step, state)
-    examples = _tree.batch_length(batch)
+    examples = _batches.batch_length(batch)
     tokens = tokens(batch) if callable(tokens) else tokens
     if tokens is not None:
         _checks.integer("tokens", tokens, minimum=0)
     device = check_device("state's device", (device_of(named_tensors(state, "state")) or "cpu"))
     with thread_count(threads) as used:
         rates = _ceilings(ceilings, device, used)
+        against = _dtype(dtype, state, rates)
         drive, compilations = Drive(step, state.clone(), batch), Compilations()
         with naming(name_of(step)):
             first = drive.timed()
@@ -259,7 +264,7 @@ def report(
         recompilations=later - graphs,
         launches=launches,
         ceilings=rates,
-        dtype=_dtype(state, rates),
+        dtype=against,
     )
 
 
@@ -268,40 +273,6 @@ def _check(step: Any, state: Any) -> None:
         raise TypeError(f"step must be a function (state, batch) -> (state, metrics), got {step!r}")
     if not isinstance(state, TrainState):
         raise TypeError(f"state must be a TrainState (ps.init_state makes one), got {type(state).__name__}")
-
-
-class Drive:
-    """The step as a function without arguments: each call starts from the state that the last one returned."""
-
-    def __init__(self, step: Step, state: TrainState, batch: Any) -> None:
-        self._step, self._state, self._batch = step, state, batch
-        self._device = device_of(named_tensors(state, "state")) or torch.device("cpu")
-        self.__qualname__ = name_of(step)
-
-    def __call__(self) -> None:
-        results = self._step(self._state, self._batch)
-        if not (isinstance(results, tuple) and len(results) == 2 and isinstance(results[0], TrainState)):
-            raise TypeError(
-                f"step must return (state, metrics) to be driven on, got {type(results).__name__}: time a function "
-                "that returns no state with measure.time(step, state, batch)"
-            )
-        self._state = results[0]
-
-    def wait_for_device(self) -> None:
-        """Return once the state's device has done what it was given."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-
-    def wait(self) -> None:
-        """One call, until the device has done it."""
-        self()
-        self.wait_for_device()
-
-    def timed(self) -> float:
-        """The wall time of one call until the device has done it, in seconds."""
-        began = perf_counter()
-        self.wait()
-        return perf_counter() - began
 
 
 def _ceilings(given: Ceilings | None, device: torch.device, threads: int) -> Ceilings:
@@ -324,13 +295,17 @@ def _peak(drive: Drive, device: torch.device) -> MemoryUse | None:
     return use()
 
 
-def _dtype(state: TrainState, rates: Ceilings) -> str:
-    """The dtype of most parameters, as the ceilings name it."""
+def _dtype(asked: str | None, state: TrainState, rates: Ceilings) -> str:
+    """The dtype asked for, or that of most parameters, as the ceilings name it."""
+    if asked is not None:
+        if asked not in rates.matmul:
+            raise ValueError(f"dtype must be one of {_checks.listed(rates.matmul)}, got {asked!r}")
+        return asked
     sizes: dict[str, int] = {}
     for leaf in state.params.values():
         name = _NAMES.get(leaf.dtype, "float32")
         sizes[name] = sizes.get(name, 0) + leaf.numel()
     name = max(sizes, key=lambda each: sizes[each])
-    if name == "float32" and torch.backends.cuda.matmul.allow_tf32 and "tf32" in rates.matmul:
+    if name == "float32" and "tf32" in rates.matmul and tf32_allowed():
         name = "tf32"
     return name if name in rates.matmul else "float32"
