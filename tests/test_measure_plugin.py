@@ -34,6 +34,8 @@ def test_a_step(step_benchmark, device):
 def test_a_bad_argument(step_benchmark):
     with pytest.raises(ValueError, match="rounds must be an int of at least 1, got 0"):
         step_benchmark(*make("cpu"), rounds=0)
+    with pytest.raises(ValueError, match="device must be 'cpu' or 'cuda', got 'cdua'"):
+        step_benchmark.device("cdua")
     step_benchmark(*make("cpu"), rounds=1, steps=1)
 """
 

@@ -18,7 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except (ImportError, ValueError, RuntimeError, OSError) as error:
-        print(f"purestep {options.command}: {error}", file=sys.stderr)
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        print(f"purestep {options.command}: {error}{notes}", file=sys.stderr)
         return 1
     return 0
 
@@ -63,10 +64,19 @@ def _run_demo(options: argparse.Namespace) -> None:
 def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     bench = commands.add_parser(
         "bench",
-        help="measure purestep against torch on this machine",
-        description="Time purestep and torch in turns, and print the ratios with their intervals.",
+        help="measure purestep against torch on this machine, or your own functions against each other",
+        description="Time functions in turns, and print the ratios with their intervals.",
     )
-    bench.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run (default: all)")
+    bench.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run (default: all; with --from, its)")
+    bench.add_argument("--list", action="store_true", help="say which benchmarks there are, and run none")
+    bench.add_argument(
+        "--from",
+        dest="files",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a Python file that defines benchmarks with @purestep.measure.benchmark(name, title=...); may be repeated",
+    )
     bench.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     bench.add_argument("--threads", type=_positive, default=None, help="threads on the CPU (default: torch's)")
     bench.add_argument("--json", type=Path, default=None, help="file to write the results to")
@@ -77,8 +87,19 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _run_bench(options: argparse.Namespace) -> None:
     from purestep.measure import suite
 
+    own = [name for file in dict.fromkeys(options.files) for name in suite.load(file)]
+    if options.list:
+        chosen = suite.benchmarks(options.names or own)
+        width = max(map(len, chosen))
+        for name, each in chosen.items():
+            print(f"{name:{width}}  {each.title}")
+        return
     suite.run(
-        options.names, device=options.device, threads=options.threads, json_path=options.json, png_path=options.png
+        options.names or own,
+        device=options.device,
+        threads=options.threads,
+        json_path=options.json,
+        png_path=options.png,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -145,7 +146,9 @@ def naming(what: str) -> Iterator[None]:
 
 
 def name_of(fn: Callable[..., Any]) -> str:
-    """Return what a function calls itself."""
+    """Return what a function calls itself; of a partial function, what the whole one does."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
     # The classes that torch's built-in functions say they are of are nobody's names.
     builtin = isinstance(fn, types.BuiltinFunctionType | types.BuiltinMethodType)
     own = None if builtin else getattr(fn, "__qualname__", None)

@@ -32,6 +32,12 @@ def size(value: float) -> str:
     return f"{_digits(value / scale) if prefix else f'{value:.0f}'} {prefix}B"
 
 
+def percent(fraction: float) -> str:
+    """Two digits at least, never a power of ten: ``4.9 %``, ``130 %``."""
+    share = 100 * fraction
+    return f"{share:,.0f} %" if share >= 10 else f"{share:.2g} %"
+
+
 def count(value: int, noun: str) -> str:
     """``1 thread``, ``2 threads``."""
     return f"{value:,} {noun}{'' if value == 1 else 's'}"

@@ -88,6 +88,10 @@ def _memory() -> int:
         return 0
 
 
+class AbsentDeviceError(ValueError):
+    """A device that could be measured and is not here: a test that needs it is skipped, one that misspells it fails."""
+
+
 def check_device(name: str, device: torch.device | str) -> torch.device:
     """Return the device, with its index, if it is a CPU or a CUDA device that is here; raise otherwise."""
     try:
@@ -101,11 +105,37 @@ def check_device(name: str, device: torch.device | str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
         why = "finds no device" if torch.version.cuda else "is built without CUDA"
-        raise ValueError(f"{name} must be a device that is here, got {str(device)!r}: torch {torch.__version__} {why}")
+        raise AbsentDeviceError(
+            f"{name} must be a device that is here, got {str(device)!r}: torch {torch.__version__} {why}"
+        )
     index = torch.cuda.current_device() if found.index is None else found.index
     if index >= count:
-        raise ValueError(f"{name} must be a device that is here, got {str(device)!r}: there are {count}, from cuda:0")
+        raise AbsentDeviceError(
+            f"{name} must be a device that is here, got {str(device)!r}: there are {count}, from cuda:0"
+        )
     return torch.device("cuda", index)
+
+
+def cuda_in_use() -> bool:
+    """Whether this process has begun to use a CUDA device: a function may then run there and say so by nothing."""
+    return torch.cuda.is_available() and torch.cuda.is_initialized()
+
+
+def tf32_allowed() -> bool:
+    """Whether CUDA's float32 products may round their factors to TF32."""
+    # `allow_tf32` raises where a program has set `fp32_precision`; this is right whichever of them was set.
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+@contextlib.contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Allow or forbid TF32 in CUDA's float32 products, and put it back afterwards."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if allowed else "ieee"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
 @contextlib.contextmanager

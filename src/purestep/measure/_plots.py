@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from purestep.measure import _format
+
 
 def _axes(title: str) -> tuple[Any, Any]:
     try:
@@ -40,8 +42,8 @@ def plot_roofline(title: str, *, flops: int, bytes_moved: int, seconds: float, p
     left, right = min(intensity, ridge) / 10, max(intensity, ridge) * 10
     axes.plot([left, ridge, right], [left * bandwidth, peak, peak], color="black", linewidth=1)
     axes.plot(intensity, reached, "o", color="tab:blue")
-    share = 100 * reached / min(peak, intensity * bandwidth)
-    axes.annotate(f"{share:.2g} % of the roof", (intensity, reached), textcoords="offset points", xytext=(8, -4))
+    share = _format.percent(reached / min(peak, intensity * bandwidth))
+    axes.annotate(f"{share} of the roof", (intensity, reached), textcoords="offset points", xytext=(8, -4))
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("FLOPs a byte (least bytes moved)")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
@@ -39,13 +39,13 @@ class Sampler(Protocol):
 
 
 class CpuSampler:
-    """Wall time. The garbage collector waits until the sample is over: a pause would hit one function of many."""
+    """Wall time."""
 
     def __init__(self, fn: Callable[..., Any], inputs: Inputs, *, flush_cache: bool, clock: Clock | None) -> None:
         self._fn, self._clock = fn, clock or perf_counter
         self._rotation = itertools.cycle(inputs)
         self._only = inputs[0] if len(inputs) == 1 else None
-        self._cache = torch.empty(2 * _last_level_cache(), dtype=torch.uint8) if flush_cache else None
+        self._cache = torch.empty(2 * cache_bytes(torch.device("cpu")), dtype=torch.uint8) if flush_cache else None
         self.single, self.most_calls = flush_cache, _MOST_CALLS
 
     def sample(self, calls: int) -> float:
@@ -58,16 +58,11 @@ class CpuSampler:
             self._cache.add_(1)
         elif calls > 1:  # what another function left in the caches is not this one's to pay for
             fn(*next(self._rotation))
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
+        with _no_collection():
             began = clock()
             for args in turns:
                 fn(*args)
             return clock() - began
-        finally:
-            if collecting:
-                gc.enable()
 
 
 class CudaSampler:
@@ -88,11 +83,10 @@ class CudaSampler:
         self.single, self.most_calls = flush_cache, _GRAPHED_CALLS if graph else _MOST_CALLS
         self._cache: torch.Tensor | None = None
         if flush_cache:
-            level2 = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)
-            self._cache = torch.empty(max(2 * level2, 256 * 2**20), dtype=torch.uint8, device=device)
+            self._cache = torch.empty(max(2 * cache_bytes(device), 256 * 2**20), dtype=torch.uint8, device=device)
 
     def sample(self, calls: int) -> float:
-        with torch.cuda.device(self._device):
+        with torch.cuda.device(self._device), _no_collection():
             run = self._captured(calls).replay if self._graphed else None
             began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             torch.cuda.synchronize()  # what other streams still do is not ours
@@ -126,6 +120,18 @@ class CudaSampler:
             graph.replay()
             self._graph = calls, graph
         return self._graph[1]
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """The garbage collector waits until a sample is over: a pause would hit one function of many."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def make_sampler(
@@ -170,8 +176,10 @@ def _shortest(sampler: Sampler, calls: int, seconds: float) -> float:
     return took
 
 
-def _last_level_cache() -> int:
-    """Bytes of the CPU's largest cache, 64 MiB where the system does not say."""
+def cache_bytes(device: torch.device) -> int:
+    """Bytes of the last cache before memory: the CPU's largest (64 MiB where the system does not say), CUDA's L2."""
+    if device.type == "cuda":
+        return getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)
     sizes = []
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         with contextlib.suppress(OSError, ValueError):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 
 from purestep import _checks
 from purestep.measure import _format
-from purestep.measure._machine import Machine, check_device, machine, thread_count
+from purestep.measure._machine import Machine, check_device, machine, tf32, thread_count
 from purestep.measure.timing import time
 
 _KEPT: dict[tuple[Machine, str, int], Ceilings] = {}
@@ -94,23 +93,13 @@ def _measured(device: torch.device, threads: int) -> Ceilings:
         dtype = torch.float32 if name == "tf32" else getattr(torch, name)
         # Random digits: on constant ones a GPU draws less power and clocks higher than it ever will in use.
         a, b = (torch.rand(side, side, generator=generator, device=device).to(dtype) for _ in range(2))
-        with _tf32(name == "tf32"):
+        with tf32(name == "tf32"):
             best = time(torch.mm, a, b, min_time=0.2, max_time=0.4, warmup=2).min
         matmul[name] = 2 * side**3 / best
     source = torch.zeros(_COPIED[device.type] // 4, device=device)
     target = torch.empty_like(source)
     best = time(target.copy_, source, min_time=0.2, max_time=0.4, mutates=True).min
     return Ceilings(matmul, 2 * source.nbytes / best, str(device), threads, machine(device), date.today().isoformat())
-
-
-@contextlib.contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _read(path: Path) -> dict[tuple[Machine, str, int], Ceilings]:

@@ -7,6 +7,7 @@ import random
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from purestep import _checks
 from purestep.measure import _format
 from purestep.measure._arguments import argument_sets, naming
 from purestep.measure._machine import Machine, thread_count
+from purestep.measure._preparing import Options, prepare
 from purestep.measure._sampling import SAMPLE_SECONDS, Clock, Sampler, calibrate
 from purestep.measure._statistics import Interval, median_interval
-from purestep.measure.timing import Measurement, Options, prepare, summary
+from purestep.measure.timing import Measurement, summary
 
 # With fewer rounds than the first no interval reaches 99 %; beyond the last, more add little.
 _FEWEST_ROUNDS, _ENOUGH_ROUNDS, _MOST_ROUNDS = 9, 21, 1_000
@@ -237,10 +239,11 @@ def _plan(
     samplers: Mapping[str, Sampler], calls: Mapping[str, int], rounds: int | None, max_time: float
 ) -> tuple[int, int]:
     """Return the number of rounds, and of samples of each function in a round."""
-    once = 0.0
+    once, began = 0.0, perf_counter()
     for name, sampler in samplers.items():
         with naming(name):
             once += sampler.sample(calls[name])
+    once = max(once, perf_counter() - began)  # with what is not in the samples, such as clearing a cache
     fit = max_time / max(once, 1e-9)
     turns = 4 if fit >= 4 * (rounds or _ENOUGH_ROUNDS) else 2
     return rounds or min(_MOST_ROUNDS, max(_FEWEST_ROUNDS, int(fit / turns))), turns

@@ -18,7 +18,7 @@ import torch
 from purestep import _checks
 from purestep.measure import _format
 from purestep.measure._arguments import device_of, name_of, named_tensors, naming
-from purestep.measure._machine import check_device
+from purestep.measure._machine import check_device, cuda_in_use
 
 _M_MMAP_THRESHOLD = -3  # of <malloc.h>
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -65,7 +65,7 @@ def memory(
 
     Args:
         fn, args: the function, and what it is called with.
-        device: by default where the arguments are.
+        device: by default where the arguments are; to be said where CUDA is in use and no argument is a tensor.
         warmup: calls beforehand, which load libraries and compile; 0 for a function that takes its arguments over.
         start: how the process is started on the CPU.
         timeout: seconds until the process is ended and ``TimeoutError`` raised.
@@ -81,7 +81,13 @@ def memory(
     _checks.number("timeout", timeout, above=0)
     if start not in ("spawn", "fork"):
         raise ValueError(f"start must be 'spawn' or 'fork', got {start!r}")
-    where = check_device("device", device or device_of(named_tensors(args, "args")) or "cpu")
+    found = device if device is not None else device_of(named_tensors(args, "args"))
+    if found is None and cuda_in_use():
+        raise ValueError(
+            f"device must be said where fn takes no tensor and this process uses CUDA, got None with {name_of(fn)}: "
+            "device='cuda' or device='cpu'"
+        )
+    where = check_device("device", "cpu" if found is None else found)
     if where.type == "cuda":
         with naming(name_of(fn)):
             return _on_cuda(fn, args, where, warmup)
@@ -178,6 +184,16 @@ def _pickled(fn: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
         ) from error
 
 
+def _unpickled(content: bytes) -> Any:
+    try:
+        return pickle.loads(content)
+    except (AttributeError, ImportError) as error:  # of a notebook, or of a program read from standard input
+        raise ValueError(
+            f"fn and args must be of modules that a new process can import, got {type(error).__name__}: {error}. "
+            "Define the function in a file, or give start='fork'"
+        ) from error
+
+
 def _measure(answer: Connection, content: Any, warmup: int, threads: int) -> None:
     """In the process: call, and send a :class:`MemoryUse` or what was raised."""
     torch.set_num_threads(threads)
@@ -186,7 +202,7 @@ def _measure(answer: Connection, content: Any, warmup: int, threads: int) -> Non
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 128 * 1024)
     try:
-        fn, args = pickle.loads(content) if isinstance(content, bytes) else content
+        fn, args = _unpickled(content) if isinstance(content, bytes) else content
         for _ in range(warmup):
             fn(*args)
         with peak_of(torch.device("cpu")) as use:

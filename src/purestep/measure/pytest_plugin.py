@@ -28,12 +28,16 @@ class StepBenchmark:
         self._benchmark = benchmark
 
     def device(self, name: str) -> torch.device:
-        """Return the device, or skip the test where it is not here, saying why."""
-        from purestep.measure._machine import check_device
+        """Return the device, or skip the test where it is not here, saying why.
+
+        Raises:
+            ValueError: a device that is neither a CPU nor a CUDA device.
+        """
+        from purestep.measure._machine import AbsentDeviceError, check_device
 
         try:
             return check_device("device", name)
-        except ValueError as error:
+        except AbsentDeviceError as error:
             pytest.skip(str(error))
 
     def __call__(
@@ -58,8 +62,9 @@ class StepBenchmark:
             TypeError, ValueError: as in :func:`purestep.measure.report`, or rounds or steps below 1.
         """
         from purestep import _checks
+        from purestep.measure._drive import Drive
         from purestep.measure._machine import thread_count
-        from purestep.measure.report import Drive, report
+        from purestep.measure.report import report
 
         _checks.integer("rounds", rounds, minimum=1)
         if steps is not None:

@@ -1,29 +1,28 @@
-"""Benchmarks by name: what ``purestep bench`` runs, on this machine and against torch itself."""
+"""Benchmarks by name: those that come with purestep (:mod:`purestep.measure.works`), and a user's own."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import inspect
 import json
+import os
+import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from purestep import _checks
-from purestep.data.orders import shuffled
-from purestep.execution.compile import compile, compiler_missing
+from purestep.measure._arguments import name_of, naming
 from purestep.measure._machine import check_device
 from purestep.measure.comparing import Comparison, compare
-from purestep.objectives import mean
-from purestep.optimizers import adamw
-from purestep.schedules import warmup_cosine
-from purestep.state import init_state
-from purestep.step import train_step
 
 Functions = Mapping[str, Callable[[], Any]]
+Make = Callable[[torch.device], Functions]
 
 
 @dataclass(frozen=True)
@@ -38,31 +37,82 @@ class Benchmark:
 
     name: str
     title: str
-    functions: Callable[[torch.device], Functions]
+    functions: Make
 
 
 _KNOWN: dict[str, Benchmark] = {}
 
 
-def benchmark(name: str, *, title: str) -> Callable[[Callable[[torch.device], Functions]], Benchmark]:
-    """Make a function of a device, which returns functions by name, a benchmark that :func:`run` finds by name.
+def benchmark(name: str, *, title: str) -> Callable[[Make], Benchmark]:
+    """Make a function of a device, which returns functions by name, a benchmark that ``purestep bench`` runs.
+
+    The functions take no arguments, and the first is the baseline. ``purestep bench --from FILE`` finds the benchmarks
+    that a file defines so.
+
+    Args:
+        name: what it is run by; no space in it, since it is a word of a command line.
+        title: what is compared, in a line.
 
     Raises:
-        ValueError: a name that is taken.
+        TypeError, ValueError: a name that is no word or is taken; what is decorated takes no device.
     """
-    if name in _KNOWN:
-        raise ValueError(f"name must be free, got {name!r}, which is the benchmark {_KNOWN[name].title!r}")
+    if not (isinstance(name, str) and name and not name.startswith("-") and not any(map(str.isspace, name))):
+        raise ValueError(f"name must be a word without spaces that does not begin with '-', got {name!r}")
+    if not isinstance(title, str):
+        raise TypeError(f"title must be a line of text, got {title!r} of type {type(title).__name__}")
+    known = _all()
+    if name in known:
+        raise ValueError(f"name must be free, got {name!r}, which is the benchmark {known[name].title!r}")
 
-    def register(functions: Callable[[torch.device], Functions]) -> Benchmark:
+    def register(functions: Make) -> Benchmark:
+        _check_takes_a_device(name, functions)
         _KNOWN[name] = Benchmark(name, title, functions)
         return _KNOWN[name]
 
     return register
 
 
-def benchmarks() -> Mapping[str, Benchmark]:
-    """Return the benchmarks there are, by name."""
-    return dict(_KNOWN)
+def benchmarks(names: Sequence[str] = ()) -> Mapping[str, Benchmark]:
+    """Return the benchmarks of these names, by name; no name is all there are.
+
+    Raises:
+        ValueError: a name that there is not.
+    """
+    known = _all()
+    for name in names:
+        if name not in known:
+            near = _checks.near_misses(name, known)
+            raise ValueError(f"NAME must be one of {_checks.listed(known, limit=20)}, got {name!r}{near}")
+    return {name: known[name] for name in names or known}
+
+
+def load(path: str | os.PathLike[str]) -> list[str]:
+    """Run a Python file, and return the names of the benchmarks that it defines with :func:`benchmark`.
+
+    It can import what lies beside it, as where it is run as a script; what stands under
+    ``if __name__ == "__main__":`` does not run.
+
+    Raises:
+        ValueError: no such file, one that is no Python, one that raises, or one that defines no benchmark.
+    """
+    file = Path(path).resolve()
+    if not file.is_file() or file.suffix != ".py":
+        what = "no Python file: its name must end in .py" if file.is_file() else "not there"
+        raise ValueError(f"--from must be a file of benchmarks, got {str(path)!r}, which is {what}")
+    before = set(_all())
+    try:
+        _execute(file, str(path))
+    except ValueError:
+        for name in set(_KNOWN) - before:
+            del _KNOWN[name]
+        raise
+    found = [name for name in _KNOWN if name not in before]
+    if not found:
+        raise ValueError(
+            f"--from must be a file that defines a benchmark, got {str(path)!r}, which defines none: decorate a "
+            "function of a device, which returns functions by name, with @purestep.measure.benchmark(name, title=...)"
+        )
+    return found
 
 
 def run(
@@ -85,84 +135,72 @@ def run(
         say: what prints.
 
     Raises:
-        ValueError: a name that there is not, or a device that is not here.
+        ValueError: a name that there is not, a device that is not here, or a benchmark that makes no functions.
+        Exception: what a benchmark raises, as it is, with a note that names it.
     """
-    chosen = list(dict.fromkeys(names)) or list(_KNOWN)
-    for name in chosen:
-        if name not in _KNOWN:
-            near = _checks.near_misses(name, _KNOWN)
-            raise ValueError(f"NAME must be one of {_checks.listed(_KNOWN)}, got {name!r}{near}")
+    chosen = benchmarks(names)
     where = check_device("device", device)
     results = {}
-    for name in chosen:
-        made = _KNOWN[name].functions(where)
-        results[name] = compare(made, device=where, threads=threads, max_time=max_time)
-        say(f"{_KNOWN[name].title}\n{results[name]}\n")
-        if png_path is not None:
-            path = png_path if len(chosen) == 1 else png_path.with_stem(f"{png_path.stem}-{name}")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            results[name].plot().savefig(path, dpi=150)
+    for name, each in chosen.items():
+        with naming(f"the benchmark {name!r}"):
+            results[name] = compare(_made(each, where), device=where, threads=threads, max_time=max_time)
+        say(f"{each.title}\n{results[name]}\n")
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         whole = {name: json.loads(result.to_json()) for name, result in results.items()}
         json_path.write_text(json.dumps(whole, indent=2) + "\n")
+    if png_path is not None:  # last: where matplotlib is missing, nothing measured is lost
+        png_path.parent.mkdir(parents=True, exist_ok=True)
+        for name, result in results.items():
+            path = png_path if len(results) == 1 else png_path.with_stem(f"{png_path.stem}-{name}")
+            result.plot().savefig(path, dpi=150)
     return results
 
 
-@benchmark("step", title="One step of a three-layer MLP with AdamW and a schedule, batch 32")
-def _step(device: torch.device) -> Functions:
-    generator = torch.Generator().manual_seed(0)
-    batch = {
-        "x": torch.randn(32, 64, generator=generator).to(device),
-        "y": torch.randint(0, 10, (32,), generator=generator).to(device),
-    }
-    rate = warmup_cosine(peak=1e-3, warmup_steps=100, total_steps=100_000)
-
-    def net() -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            layers = (nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-            return nn.Sequential(*layers).to(device)
-
-    def objective(model: Any, batch: Any) -> Any:
-        return mean(F.cross_entropy(model(batch["x"]), batch["y"], reduction="none"))
-
-    model = net()
-    rival = torch.optim.AdamW(model.parameters(), lr=1.0, fused=True)
-    values = rate(torch.arange(20_000)).tolist()  # the loop is not charged for the schedule's mathematics
-    scheduler = torch.optim.lr_scheduler.LambdaLR(rival, lambda step: values[step % len(values)])
-
-    def by_hand() -> None:
-        rival.zero_grad()
-        F.cross_entropy(model(batch["x"]), batch["y"]).backward()
-        rival.step()
-        scheduler.step()
-
-    def driven(*, compiled: bool) -> Callable[[], None]:
-        optimizer = adamw(rate)
-        step: Callable[..., Any] = train_step(net(), objective, optimizer)
-        if compiled:
-            step = compile(step, donate=True)
-        state = init_state(net(), optimizer, seed=0)
-
-        def advance() -> None:
-            nonlocal state
-            state, _ = step(state, batch)
-
-        return advance
-
-    functions = {"torch, eager, fused AdamW": by_hand, "purestep, eager": driven(compiled=False)}
-    if device.type == "cuda" or compiler_missing() is None:
-        functions["purestep, compiled, donated"] = driven(compiled=True)
-    return functions
+def _made(each: Benchmark, device: torch.device) -> Functions:
+    made = each.functions(device)
+    right = isinstance(made, Mapping) and all(isinstance(name, str) and callable(fn) for name, fn in made.items())
+    if not right:
+        raise ValueError(
+            f"the benchmark {each.name!r} must return functions by name, as in {{'a': f, 'b': g}}, got {made!r}"
+        )
+    return made
 
 
-@benchmark("shuffle", title="The first 4,096 indices of a shuffled epoch of 10 million")
-def _shuffle(device: torch.device) -> Functions:
-    size, first = 10_000_000, torch.arange(4096, device=device)
-    order = shuffled(size, seed=0)
-    generator = torch.Generator(device).manual_seed(0)
-    return {
-        "torch.randperm": lambda: torch.randperm(size, generator=generator, device=device)[:4096],
-        "purestep, keyed bijection": lambda: order(0, first),
-    }
+def _all() -> dict[str, Benchmark]:
+    # By name, and late: works imports this file, and the whole of purestep.
+    importlib.import_module("purestep.measure.works")
+    return _KNOWN
+
+
+def _check_takes_a_device(name: str, functions: Any) -> None:
+    right = "a function of the device, which returns functions by name"
+    if not callable(functions):
+        raise TypeError(f"the benchmark {name!r} must be {right}, got {functions!r}")
+    try:
+        inspect.signature(functions).bind(torch.device("cpu"))
+    except TypeError as error:
+        raise TypeError(f"the benchmark {name!r} must be {right}, got {name_of(functions)}: {error}") from error
+    except ValueError:  # a built-in function without a signature
+        return
+
+
+def _execute(file: Path, given: str) -> None:
+    spec = importlib.util.spec_from_file_location(f"purestep_bench_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look a module up by its name
+    sys.path.insert(0, str(file.parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[spec.name]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        where = f" at line {lines[-1]}" if lines else ""  # a syntax error says its line itself
+        raise ValueError(
+            f"--from must be a file that can be imported, got {given!r}, which raises{where}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    finally:
+        sys.path.remove(str(file.parent))

@@ -7,19 +7,22 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
+from time import perf_counter
 from typing import Any
 
 import torch
 
 from purestep import _checks
 from purestep.measure import _format
-from purestep.measure._arguments import Inputs, Untouched, argument_sets, device_of, name_of, named_tensors, naming
-from purestep.measure._machine import Machine, check_device, check_same_hardware, machine, thread_count
-from purestep.measure._sampling import SAMPLE_SECONDS, Clock, Sampler, calibrate, make_sampler
+from purestep.measure._arguments import argument_sets, name_of, naming
+from purestep.measure._machine import Machine, check_same_hardware, machine, thread_count
+from purestep.measure._preparing import Options, prepare
+from purestep.measure._sampling import SAMPLE_SECONDS, Clock, Sampler, calibrate
 from purestep.measure._statistics import Interval, interquartile_range, median_interval
 
-# As many samples as an interval of 95 % needs to be narrower than the range.
-_FEWEST_SAMPLES = 8
+# As many samples as an interval of 95 % needs to be narrower than the range, and how many there are at least where a
+# few take up all the time.
+_ENOUGH_SAMPLES, _FEWEST_SAMPLES = 8, 3
 
 
 @dataclass(frozen=True)
@@ -102,31 +105,6 @@ class Measurement:
         )
 
 
-@dataclass(frozen=True)
-class Options:
-    """How functions are measured: what :func:`time` and :func:`compare` have in common."""
-
-    warmup: int
-    threads: int | None
-    device: torch.device | str | None
-    flush_cache: bool
-    graph: bool
-    mutates: bool
-    clock: Clock | None
-
-    def check(self) -> None:
-        """Raise where an option cannot be; the device and the number of threads are checked where they are used."""
-        _checks.integer("warmup", self.warmup, minimum=1)
-        if self.threads is not None:
-            _checks.integer("threads", self.threads, minimum=1)
-        if self.device is not None:
-            check_device("device", self.device)
-
-    def settings(self, more: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
-        """What goes into the record."""
-        return {"flush_cache": self.flush_cache, "graph": self.graph, "inputs": len(inputs), **more}
-
-
 def time(
     fn: Callable[..., Any],
     *args: Any,
@@ -156,13 +134,13 @@ def time(
         inputs: in place of ``args``, several tuples of arguments that take turns, so that one call does not find in
             the cache what the call before left there.
         repeats: exactly so many samples instead.
-        min_time, max_time: seconds of measuring.
+        min_time, max_time: seconds of measuring, clearing a cache included; there are three samples at least.
         precision: half the interval's width relative to the median, at which there are samples enough.
         confidence: of the interval, from 0 to 1.
         warmup: calls before anything is timed, at least 1.
         threads: torch's intra-op threads meanwhile; as they are by default.
         device: ``"cpu"``: wall time; ``"cuda"``: time between events on the device. By default, where the arguments
-            and results are.
+            and results are; to be said of a function that returns no tensor, where CUDA is in use.
         flush_cache: clear the last cache (on CUDA the second level) before each sample, which is one call then.
         graph: on CUDA, capture the calls of a sample as one graph and time its replay: no launches. ``fn`` must be
             capturable.
@@ -171,7 +149,8 @@ def time(
 
     Raises:
         TypeError, ValueError: an option out of range; a device that is not here; a function that changes its
-            arguments; with CUDA in use, one that neither takes nor returns a tensor, without ``device``.
+            arguments; with CUDA in use, one that says by no tensor where it runs, or ``device`` is not where its
+            tensors are.
         Exception: what the function raises, as it is, with a note.
     """
     if repeats is not None:
@@ -202,16 +181,17 @@ def _sample(
 ) -> list[float]:
     """Take samples until there are ``repeats``, or enough by time and precision; seconds a call."""
     samples: list[float] = []
-    spent, looked_at = 0.0, _FEWEST_SAMPLES
+    spent, looked_at, began = 0.0, _ENOUGH_SAMPLES, perf_counter()
     while True:
         took = sampler.sample(calls)
-        spent += took
         samples.append(took / calls)
         if repeats is not None:
             if len(samples) == repeats:
                 return samples
             continue
-        if spent >= times[1] and len(samples) >= min(_FEWEST_SAMPLES, 3):
+        # What is not in the samples takes time as well: clearing a cache takes longer than a short function runs.
+        spent = max(spent + took, perf_counter() - began)
+        if spent >= times[1] and len(samples) >= _FEWEST_SAMPLES:
             return samples
         # The interval is looked at each time that the samples have become a quarter more, since it is sorted for.
         if spent >= times[0] and len(samples) >= looked_at:
@@ -219,54 +199,6 @@ def _sample(
             low, high, _ = median_interval(samples, confidence)
             if high - low <= 2 * precision * statistics.median(samples):
                 return samples
-
-
-def prepare(
-    functions: Mapping[str, Callable[..., Any]], inputs: Inputs, options: Options
-) -> tuple[dict[str, Sampler], torch.device]:
-    """Warm each function up, find out where it runs, and return what takes its samples.
-
-    Raises:
-        ValueError: a function changes its arguments; they run on different devices; or nothing says where one runs.
-    """
-    found: dict[str, torch.device] = {}
-    for name, fn in functions.items():
-        with naming(name):
-            watched = None if options.mutates else Untouched(inputs)
-            result = fn(*inputs[0])
-            if watched is not None:
-                watched.check(name)
-            found[name] = _device(name, result, inputs, options.device)
-            del result
-            for call in range(1, max(options.warmup, len(inputs))):
-                fn(*inputs[call % len(inputs)])
-            if watched is not None:
-                watched.check(name)
-    if len(set(found.values())) > 1:
-        raise ValueError(
-            "functions must run on one device to be compared, got "
-            + ", ".join(f"{name!r} on {device}" for name, device in found.items())
-        )
-    where = next(iter(found.values()))
-    samplers = {
-        name: make_sampler(fn, inputs, where, flush_cache=options.flush_cache, graph=options.graph, clock=options.clock)
-        for name, fn in functions.items()
-    }
-    return samplers, where
-
-
-def _device(name: str, result: Any, inputs: Inputs, asked: torch.device | str | None) -> torch.device:
-    if asked is not None:
-        return check_device("device", asked)
-    found = device_of(named_tensors((inputs, result), ""))
-    if found is not None:
-        return check_device(f"the device of what {name} takes and returns", found)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        raise ValueError(
-            f"{name} takes no tensor and returned nothing to synchronise on (a {type(result).__name__}), and this "
-            "process uses CUDA: say device='cuda' or device='cpu', or let it return what it computes"
-        )
-    return torch.device("cpu")
 
 
 def summary(
