@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint format docs bench clean
+.PHONY: demo test lint format docs bench bench-peers clean
 
 demo: $(VENV)/.demo
 	$(BIN)/purestep demo $(ARGS)
@@ -25,9 +25,27 @@ format: $(VENV)/.dev
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
 
+# purestep against torch on one CPU thread, some 5 minutes on an idle machine; the kept results stay as they are.
+QUICK := --only torch, purestep --json runs/bench
 bench: $(VENV)/.dev
+	$(BIN)/python bench/step_overhead.py $(QUICK)
+	$(BIN)/python bench/step.py conv --max-time 5 $(QUICK)
+	$(BIN)/python bench/adamw_update.py --max-time 5 $(QUICK)
+	$(BIN)/python bench/schedules.py --json runs/bench
+	$(BIN)/python bench/orders.py --json runs/bench
+	$(BIN)/python bench/measure_self_check.py --max-time 1 --json runs/bench/measure_self_check.json
+
+# Everything, with the peers, on one thread and on all, some 15 minutes: what docs/performance.md has. They are not
+# pinned: each result says which versions it is of.
+bench-peers: $(VENV)/.peers
 	$(BIN)/python bench/step_overhead.py
+	$(BIN)/python bench/step.py conv gpt accumulate ensemble --max-time 15
+	$(BIN)/python bench/step.py conv gpt --threads all --max-time 15 --only 'fused AdamW' donated
 	$(BIN)/python bench/adamw_update.py
+	$(BIN)/python bench/adamw_update.py --threads all --only 'torch,' donated
+	$(BIN)/python bench/schedules.py
+	$(BIN)/python bench/orders.py
+	$(BIN)/python bench/fill_tables.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "purestep needs Python 3.11 or newer; name one with make PYTHON=...")'
@@ -49,6 +67,10 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 $(VENV)/.docs: $(VENV)/.torch pyproject.toml
 	$(PIP) -e '.[dev,docs]'
 	touch $@
+
+$(VENV)/.peers: $(VENV)/.torch pyproject.toml
+	$(PIP) -e '.[dev,peers]'
+	touch $@ $(VENV)/.dev $(VENV)/.demo
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis runs site

@@ -1,73 +1,119 @@
-"""An AdamW update of 50 million parameters: purestep's compiled, donated update against torch's fused one.
+"""An AdamW update of 100 million parameters: purestep's compiled, donated update against torch's fused one.
 
-The update alone, without forward and backward: gradients are given. "scalars inlined" is what inductor makes of the
-same step without the pass that stores the schedule's and the bias corrections' scalars (docs/decisions.md).
+The update alone, without forward and backward: gradients are given. purestep's looks first whether they are finite, for
+which "gradients checked" does the same in torch; the others do not look. "scalars inlined" is what inductor makes of
+the same step without the pass that stores the schedule's and the bias corrections' scalars (docs/decisions.md).
 
-    python bench/adamw_update.py [--threads 2] [--rounds 9]
+    python bench/adamw_update.py [--threads all] [--only torch purestep]
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from tensordict import TensorDict
-from torch import nn
+from torch import Tensor, nn
 
+import _jax_ways
+import _torch_ways
 import purestep as ps
+from _report import Bench, Setting, Way, main
 
-import _interleaved
-
-LAYERS, WIDTH = 12, 2048
-RATE = ps.schedules.warmup_cosine(peak=1e-3, warmup_steps=10, total_steps=1_000)
+LAYERS, WIDTH = 24, 2048
+RATE = ps.schedules.warmup_cosine(peak=1e-6, warmup_steps=10, total_steps=100_000)
 
 
-def pure_update(model: nn.Module, grads: TensorDict, **options: Any) -> _interleaved.Way:
-    optimizer = ps.adamw(RATE)
-    update = ps.update_step(optimizer)
+def benches(layers: int = LAYERS, width: int = WIDTH) -> list[Bench]:
+    title = f"An AdamW update of {layers * width * width / 1e6:.0f}M float32 parameters"
+    return [Bench("adamw_update", title, partial(ways, layers, width), {"layers": layers, "width": width})]
 
-    def step(state: ps.TrainState, grads: TensorDict) -> Any:
-        loss = ps.Mean(torch.ones(()), torch.ones(()))
-        return update(state, ps.Gradient((grads,), (), state.buffers, {"loss": loss}))
 
-    compiled = ps.compile(step, donate=True, options=options)
-    state = ps.init_state(model, optimizer, seed=0)
+def ways(layers: int, width: int, setting: Setting) -> dict[str, Callable[[], Way]]:
+    generator = torch.Generator(setting.device).manual_seed(0)
+
+    def drawn() -> Tensor:
+        return 0.02 * torch.randn(width, width, generator=generator, device=setting.device)
+
+    names = [f"{layer:03d}" for layer in range(layers)]
+    values = {name: drawn() for name in names}
+    grads = {name: drawn() for name in names}
+    return {
+        "torch, fused": lambda: torch_update(values, grads, fused=True),
+        "torch, fused, gradients checked": lambda: checked(torch_update(values, grads, fused=True), grads),
+        "torch, foreach": lambda: torch_update(values, grads, foreach=True),
+        "torch, one graph by hand": lambda: graph_update(values, grads),
+        "jax.jit + Optax, donated": lambda: jax_update(values, grads, setting),
+        "purestep, compiled, donated": lambda: pure_update(values, grads),
+        "purestep, scalars inlined": lambda: pure_update(values, grads, post_grad_custom_post_pass=None),
+    }
+
+
+def torch_update(values: dict[str, Tensor], grads: dict[str, Tensor], **options: Any) -> Way:
+    parameters = [nn.Parameter(value.clone()) for value in values.values()]
+    for parameter, grad in zip(parameters, grads.values(), strict=True):
+        parameter.grad = grad
+    return torch.optim.AdamW(parameters, lr=1e-6, **options).step
+
+
+def checked(update: Way, grads: dict[str, Tensor]) -> Way:
+    """An update that refuses gradients that are not finite, as purestep's does."""
 
     def advance() -> None:
-        nonlocal state
-        state, _ = compiled(state, grads)
+        if not torch.nn.utils.get_total_norm(list(grads.values())).isfinite():
+            raise ArithmeticError("the gradients are not finite")
+        update()
 
     return advance
 
 
-def torch_update(model: nn.Module, grads: TensorDict, **options: Any) -> _interleaved.Way:
-    parameters = [nn.Parameter(parameter.detach().clone()) for parameter in model.parameters()]
-    for parameter, grad in zip(parameters, grads.values(), strict=True):
-        parameter.grad = grad
-    return torch.optim.AdamW(parameters, lr=1e-3, **options).step
+def graph_update(values: dict[str, Tensor], grads: dict[str, Tensor]) -> Way:
+    params, given = [value.clone() for value in values.values()], list(grads.values())
+    update = _torch_ways.AdamW(params, RATE)
+    return _torch_ways.one_graph(lambda: update(params, given))
 
 
-def main() -> None:
-    options = _interleaved.parser(__doc__, "adamw_update", rounds=9, calls=3, threads=2).parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    model = nn.ParameterList([nn.Parameter(0.02 * torch.randn(WIDTH, WIDTH)) for _ in range(LAYERS)])
-    grads = TensorDict({name: torch.randn_like(parameter) for name, parameter in model.named_parameters()})
-    ways = {
-        "torch, fused": torch_update(model, grads, fused=True),
-        "torch, foreach": torch_update(model, grads, foreach=True),
-        "purestep, compiled, donated": pure_update(model, grads),
-        "purestep, scalars inlined": pure_update(model, grads, post_grad_custom_post_pass=None),
-    }
-    _interleaved.report(
-        "adamw_update",
-        f"AdamW, {LAYERS * WIDTH * WIDTH / 1e6:.0f}M float32 parameters, {options.threads} thread(s)",
-        _interleaved.measure(ways, rounds=options.rounds, calls=options.calls),
-        baseline="torch, fused",
-        settings={"threads": options.threads, "rounds": options.rounds, "calls": options.calls},
-        json_path=options.json,
-    )
+def jax_update(values: dict[str, Tensor], grads: dict[str, Tensor], setting: Setting) -> Way:
+    jax, optax = _jax_ways.setup(setting)
+    optimizer = _jax_ways.adamw(optax, RATE)
+    params = {name: jax.numpy.array(value.cpu().numpy(), copy=True) for name, value in values.items()}
+    given = {name: jax.numpy.array(grad.cpu().numpy(), copy=True) for name, grad in grads.items()}
+    state = optimizer.init(params)
+
+    def update(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    run = jax.jit(update, donate_argnums=(0, 1))
+
+    def advance() -> None:
+        nonlocal params, state
+        params, state = run(params, state, given)
+        jax.block_until_ready(params)
+
+    return advance
+
+
+def pure_update(values: dict[str, Tensor], grads: dict[str, Tensor], **options: Any) -> Way:
+    optimizer = ps.adamw(RATE)
+    update = ps.update_step(optimizer)
+
+    def step(state: ps.TrainState, grads: TensorDict) -> Any:
+        loss = ps.Mean(grads["000"].new_ones(()), grads["000"].new_ones(()))
+        return update(state, ps.Gradient((grads,), (), state.buffers, {"loss": loss}))
+
+    compiled = ps.compile(step, donate=True, options=options)
+    model = nn.ParameterDict({name: nn.Parameter(value) for name, value in values.items()})
+    state, given = ps.init_state(model, optimizer, seed=0), TensorDict(grads)
+
+    def advance() -> None:
+        nonlocal state
+        state, _ = compiled(state, given)
+
+    return advance
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, benches(), max_time=10.0)

@@ -1,0 +1,74 @@
+"""What a schedule costs beside its bare expression.
+
+values: the rates of a million steps at once. call: the rate of one step, as a loop asks for it.
+
+    python bench/schedules.py [values] [call]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import purestep as ps
+from _report import Bench, Setting, Way, main
+
+PEAK, WARMUP, TOTAL = 1e-3, 1_000, 900_000
+RATE = ps.schedules.warmup_cosine(peak=PEAK, warmup_steps=WARMUP, total_steps=TOTAL)
+
+
+def benches(steps: int = 1_000_000) -> list[Bench]:
+    return [
+        Bench("schedules_values", f"warmup_cosine of {steps:,} steps", partial(values, steps), {"steps": steps}),
+        Bench("schedules_call", "warmup_cosine of one step", call),
+    ]
+
+
+def expression(step: Tensor) -> Tensor:
+    """The same values by hand, in float64."""
+    t = step.double()
+    done = ((t - WARMUP) / (TOTAL - WARMUP)).clamp(0, 1)
+    return torch.where(t < WARMUP, PEAK * t / WARMUP, 0.5 * PEAK * (1 + torch.cos(math.pi * done)))
+
+
+def plain(step: int) -> float:
+    """The same in Python's numbers."""
+    if step < WARMUP:
+        return PEAK * step / WARMUP
+    return 0.5 * PEAK * (1 + math.cos(math.pi * min((step - WARMUP) / (TOTAL - WARMUP), 1.0)))
+
+
+def values(steps: int, setting: Setting) -> dict[str, Callable[[], Way]]:
+    given = torch.arange(steps, device=setting.device)
+    return {
+        "torch expression": lambda: partial(expression, given),
+        "torch expression, compiled": lambda: partial(torch.compile(expression), given),
+        "purestep": lambda: partial(RATE, given),
+        "purestep, compiled": lambda: partial(torch.compile(lambda step: RATE(step)), given),
+    }
+
+
+def call(setting: Setting) -> dict[str, Callable[[], Way]]:
+    step, tensor = 5_000, torch.tensor(5_000, device=setting.device)
+    return {
+        "torch expression, 0-d tensor": lambda: partial(expression, tensor),
+        "Python's math": lambda: partial(plain, step),
+        "torch's LambdaLR.step": scheduler,
+        "purestep, 0-d tensor": lambda: partial(RATE, tensor),
+        "purestep, int": lambda: partial(RATE, step),
+    }
+
+
+def scheduler() -> Way:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, plain)
+    optimizer.step()  # it warns where this was not called
+    return scheduler.step
+
+
+if __name__ == "__main__":
+    main(__doc__, benches(), max_time=3.0)
