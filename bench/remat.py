@@ -96,10 +96,11 @@ def main() -> None:
         ways["purestep, compiled, remat"] = (pure_step, *size, 0.0, True, True)
     added = {name: measure.memory(way[0], tokens, *way[1:]).added for name, way in ways.items()}
     calls = {name: functools.partial(way[0], tokens, *way[1:]) for name, way in ways.items()}
-    times = measure.compare({name: (lambda call=call: call()) for name, call in calls.items()}, repeats=options.rounds)
-    print(f"{'':28}{'MiB added':>12}{'ms':>10}")
+    times = measure.compare(calls, baseline="purestep", rounds=options.rounds, warmup=1)
+    print(f"{'':28}{'MiB added':>12}")
     for name in ways:
-        print(f"{name:28}{added[name] / 2**20:12.1f}{1e3 * times[name].median:10.1f}")
+        print(f"{name:28}{added[name] / 2**20:12.1f}")
+    print(times)
 
 
 if __name__ == "__main__":

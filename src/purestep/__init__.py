@@ -6,6 +6,7 @@ nothing but its results.
 
 from purestep import checkpoint, data, measure, metrics, random, schedules
 from purestep._forward import Context
+from purestep.derivatives import ggn_vp, hvp, jvp, value_and_grad
 from purestep.draws import UnkeyedDrawError
 from purestep.execution.compile import compile, compiler_missing
 from purestep.fit import evaluate, fit
@@ -14,7 +15,9 @@ from purestep.gradients import Gradient
 from purestep.nonfinite import NonFiniteError
 from purestep.objectives import Loss, Mean, mean, merge, once, values
 from purestep.optimizers import adamw, matrices_only, sgd
+from purestep.per_example import ExampleGradients, per_example_grads, per_example_norms
 from purestep.precision import DynamicLossScale
+from purestep.remat import remat
 from purestep.state import DonatedStateError, TrainState, init_state, init_state_from_meta
 from purestep.step import eval_step, grad_step, loss_step, train_step, update_step
 from purestep.transforms import clip_by_global_norm
@@ -25,6 +28,7 @@ __all__ = [
     "Context",
     "DonatedStateError",
     "DynamicLossScale",
+    "ExampleGradients",
     "Gradient",
     "GradientTransformation",
     "Loss",
@@ -44,9 +48,12 @@ __all__ = [
     "eval_step",
     "evaluate",
     "fit",
+    "ggn_vp",
     "grad_step",
+    "hvp",
     "init_state",
     "init_state_from_meta",
+    "jvp",
     "load_into",
     "loss_step",
     "matrices_only",
@@ -55,10 +62,14 @@ __all__ = [
     "merge",
     "metrics",
     "once",
+    "per_example_grads",
+    "per_example_norms",
     "random",
+    "remat",
     "schedules",
     "sgd",
     "train_step",
     "update_step",
+    "value_and_grad",
     "values",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import operator
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -114,7 +115,8 @@ class Attributes:
         wrong: Exception | None = None
         for name, module, attributes, buffers in self._kept:
             now = vars(module)
-            if len(now) != len(attributes) or any(now.get(key, now) is not old for key, old in attributes.items()):
+            same = now.keys() == attributes.keys() and all(map(operator.is_, now.values(), attributes.values()))
+            if not same:
                 written = {key: value for key, value in now.items() if attributes.get(key, now) is not value}
                 now.clear()
                 now.update(attributes)

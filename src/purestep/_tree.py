@@ -7,7 +7,7 @@ inside ``torch.compile``, and a plain loop is what the compiler fuses best.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,24 @@ def map_with_names(fn: Callable[..., Tensor], tree: TensorDictBase, *rest: Tenso
         {name: fn(name, leaf, *(other[name] for other in rest)) for name, leaf in tree.items()},
         batch_size=tree.batch_size,
     )
+
+
+def leaves(tree: TensorDictBase, names: list[str]) -> list[Tensor]:
+    """Return the leaves of these names, in their order; a tree has these and no others.
+
+    Raises:
+        KeyError: a name too few or too many.
+    """
+    if len(tree.keys()) != len(names):
+        for name in tree.keys():  # noqa: SIM118 (a TensorDict iterates over its rows)
+            if name not in names:
+                raise KeyError(f'key "{name}" is of no parameter')
+    return [tree[name] for name in names]
+
+
+def named(names: list[str], tensors: Sequence[Tensor], like: TensorDictBase | None = None) -> TensorDict:
+    """Return a flat TensorDict of tensors by name."""
+    return TensorDict(dict(zip(names, tensors, strict=True)), batch_size=[] if like is None else like.batch_size)
 
 
 def zeros_like(tree: TensorDictBase) -> TensorDict:

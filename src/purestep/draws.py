@@ -33,7 +33,7 @@ class Place(NamedTuple):
     key: Tensor
     calls: Tensor
     first: int | Tensor
-    count: int
+    examples: int
     site: int
     watch: bool
 
@@ -64,7 +64,7 @@ class Draws(TorchFunctionMode):
     @classmethod
     def at(cls, place: Place) -> Draws:
         """Return a mode whose first draw is the one at ``place``."""
-        draws = cls(place.key, place.calls, first=place.first, count=place.count, watch=place.watch)
+        draws = cls(place.key, place.calls, first=place.first, count=place.examples, watch=place.watch)
         draws._site = draws._began = place.site
         return draws
 

@@ -51,6 +51,8 @@ class BoundModule:
         self.parameter_names = tuple(name for name, _ in model.named_parameters())
         self.buffer_names = tuple(name for name, _ in model.named_buffers())
         self._caller = _Caller(structure)
+        self._slots = _Slots(structure)
+        self._attributes = Attributes(structure)
         # One structure serves one call at a time: its values are swapped in and out.
         self._lock = threading.RLock()
 
@@ -63,16 +65,57 @@ class BoundModule:
             params, buffers: tensors by dotted name; neither is written. A module writes into its buffers (BatchNorm's
                 running statistics): it gets copies, and what became of them is the second result.
         """
-        bound = {f"model.{name}": tensor for name, tensor in _tree.as_dict(params).items()}
-        bound.update({f"model.{name}": tensor.clone() for name, tensor in _tree.as_dict(buffers).items()})
+        bound = _tree.as_dict(params)
+        bound = {**bound, **{name: tensor.clone() for name, tensor in _tree.as_dict(buffers).items()}}
         if torch.compiler.is_compiling():
+            bound = {f"model.{name}": tensor for name, tensor in bound.items()}
             return functional_call(self._caller, bound, (function, *args), strict=True)
         with self._lock:
-            attributes = Attributes(self._caller.model)
+            before = self._slots.fill(bound)
             try:
-                return functional_call(self._caller, bound, (function, *args), strict=True)
+                return self._caller(function, *args)
             finally:
-                attributes.restore()
+                self._slots.put(before)
+                self._attributes.restore()
+
+
+class _Slots:
+    """Where a structure keeps its parameters and buffers: what ``functional_call`` with ``strict=True`` looks for in
+    every call, found once. Eagerly that search takes as long as a small forward."""
+
+    def __init__(self, structure: nn.Module) -> None:
+        named = [
+            *structure.named_parameters(remove_duplicate=False),
+            *structure.named_buffers(remove_duplicate=False),
+        ]
+        homes = [(name, blank, *_home(structure, name)) for name, blank in named]
+        first: dict[int, str] = {}
+        self._slots = [
+            (first.setdefault(id(blank), name), vars(owner)[kind], leaf)
+            for name, blank, owner, leaf in homes
+            for kind in ("_parameters", "_buffers")
+            if leaf in vars(owner)[kind]
+        ]
+        self._names = set(first.values())
+
+    def fill(self, values: dict[str, Tensor]) -> list[Tensor | None]:
+        """Put a value into each place, tied ones the same, and return what was there (an outer call's values).
+
+        Raises:
+            ValueError: names that are missing or too many.
+        """
+        if values.keys() != self._names:
+            check_same_names("the values", values, "module", self._names)
+        before = []
+        for name, home, leaf in self._slots:
+            before.append(home[leaf])
+            home[leaf] = values[name]
+        return before
+
+    def put(self, tensors: list[Tensor | None]) -> None:
+        """Put back what :meth:`fill` returned."""
+        for (_, home, leaf), tensor in zip(self._slots, tensors, strict=True):
+            home[leaf] = tensor
 
 
 class _Caller(nn.Module):

@@ -169,8 +169,20 @@ def _by_autograd(
             gradients.append(gradient if seed is None else [_unscaled(leaf, seed) for leaf in gradient])
         else:  # a term without parameters
             gradients.append(tuple(torch.zeros_like(leaf) for leaf in wanted))
-    loss, rest = pytree.tree_map_only(Tensor, torch.Tensor.detach, (loss, rest))
-    return gradients, loss, rest
+    return gradients, _detached(loss), _detached(rest)
+
+
+def _detached(value: Any) -> Any:
+    """Return a nesting with its tensors detached."""
+    if isinstance(value, Tensor):
+        return value.detach() if value.requires_grad else value
+    if type(value) is dict:
+        return {name: _detached(inner) for name, inner in value.items()}
+    if type(value) is tuple:
+        return tuple(_detached(inner) for inner in value)
+    if type(value) is Mean:
+        return Mean(_detached(value.total), _detached(value.weight))
+    return pytree.tree_map_only(Tensor, Tensor.detach, value)
 
 
 def _by_func(

@@ -8,6 +8,7 @@ the metrics, for whoever called the graph to raise.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -97,42 +98,40 @@ class Guard:
             scale_of(state.aux)
 
     def decide(
-        self, state: TrainState, after: TrainState, found: NonFinite, loss: Loss | Mean
+        self, state: TrainState, after: TrainState, grads: Tree, loss: Loss | Mean
     ) -> tuple[TrainState, dict[str, Any]]:
         """Return the state that a step ends in, and what to report.
 
         Args:
             state, after: before and after the update.
-            found: what :func:`look` saw of its gradient.
-            loss: not divided, for the message.
+            grads: divided.
+            loss: not divided.
         """
-        raising = self._raising(state, found.found)
-        if raising is not None and _tree.readable(raising):
-            if bool(raising):
-                raise explain(found, loss)
-            raising = None  # no
-        if self._counts:
-            after = self._counted(state, after, found.found)
-        if raising is None:
+        value = loss.value()
+        waits = self._raises and self._scale is None  # for the device, which is the price of raising
+        if (waits or value.device.type == "cpu") and _tree.readable(value) and _tree.readable(_first(grads)):
+            finite = math.isfinite(value.item()) and _all_finite(grads)
+            if not finite and self._raises and not (self._scale and scale_of(state.aux)["scale"] > self._scale.minimum):
+                raise explain(look(grads, value), loss)
+            if self._counts:
+                aux = self._counted(state, torch.tensor(not finite))
+                after = after.replace(aux=aux) if finite else state.replace(calls=after.calls, aux=aux)
             return after, self._report(after)
-        after = _kept(state, after, raising, "calls", "aux")
-        return after, {PENDING: replace(found, found=raising), **self._report(after)}
-
-    def _raising(self, state: TrainState, found: Tensor) -> Tensor | None:
+        found = look(grads, value)
+        if self._counts:
+            after = _kept(state, after.replace(aux=self._counted(state, found.found)), found.found)
         if not self._raises:
-            return None
-        if self._scale is None:
-            return found
-        return found & (scale_of(state.aux)["scale"] <= self._scale.minimum)
+            return after, self._report(after)
+        if self._scale is not None:
+            found = replace(found, found=found.found & (scale_of(state.aux)["scale"] <= self._scale.minimum))
+        after = _kept(state, after, found.found, "calls", "aux")
+        return after, {PENDING: found, **self._report(after)}
 
-    def _counted(self, state: TrainState, after: TrainState, found: Tensor) -> TrainState:
+    def _counted(self, state: TrainState, found: Tensor) -> TensorDict:
         aux = {**_tree.as_dict(state.aux), SKIPPED: state.aux[SKIPPED] + found.to(torch.int64)}
         if self._scale is not None:
             aux[LOSS_SCALE] = self._scale.update(scale_of(state.aux), ~found)
-        after = after.replace(aux=TensorDict(aux, batch_size=state.aux.batch_size))
-        if found.device.type == "cpu" and _tree.readable(found):
-            return after if not bool(found) else state.replace(calls=after.calls, aux=after.aux)
-        return _kept(state, after, found)
+        return TensorDict(aux, batch_size=state.aux.batch_size)
 
     def _report(self, after: TrainState) -> dict[str, Tensor]:
         if not self._counts:
@@ -158,12 +157,22 @@ def look(grads: Tree, loss: Tensor) -> NonFinite:
 
 
 def _squares(leaves: list[Tensor]) -> Tensor:
-    """Return the sum of squares of each leaf, summed in float32 at least, ``(leaves,)``."""
-    if _tree.is_transformed() or type(leaves[0]) is not Tensor:
-        # The very expression of `global_norm`, which a compiled graph then computes once.
-        return torch.stack([_wide(leaf).square().sum() for leaf in leaves])
+    """Return the sum of squares of each leaf, summed in float32 at least, ``(leaves,)``: the very expression of
+    ``global_norm``, which a compiled graph then computes once."""
+    return torch.stack([_wide(leaf).square().sum() for leaf in leaves])
+
+
+def _all_finite(grads: Tree) -> bool:
+    """As :func:`look`, read at once."""
+    leaves = [_wide(leaf) for leaf in _tree.as_dict(grads).values()]
+    if _tree.is_transformed():
+        return bool(torch.isfinite(_squares(leaves).sum()))
     with torch.no_grad():
-        return torch.stack(torch._foreach_norm([_wide(leaf) for leaf in leaves])).square()
+        return math.isfinite(torch.stack(torch._foreach_norm(leaves)).sum().item())
+
+
+def _first(grads: Tree) -> Tensor:
+    return next(iter(_tree.as_dict(grads).values()))
 
 
 def _wide(leaf: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 
-from purestep import _tree, nonfinite
+from purestep import _tree
 from purestep._accumulate import Accumulation, Weights, read_options
 from purestep._forward import Forward, Metrics, Objective
 from purestep.functional import Trainable
@@ -161,21 +161,16 @@ def update_step(
         guard.check(state)
         grads = gradient.mean()
         loss = gradient.metrics["loss"]
-        value = loss.value()
-        found = nonfinite.look(grads, value)
-        context = UpdateContext(state.step, state.key, value, state.calls)
+        context = UpdateContext(state.step, state.key, loss.value(), state.calls)
         params, opt_state = _update(optimizer, grads, state, _tree.select(state.params, grads.keys()), context)
-        after = TrainState(
+        after = state.replace(
             params=_tree.overlay(state.params, params),
             buffers=gradient.buffers,
             opt_state=opt_state,
             step=state.step + 1,
             calls=state.calls + 1,
-            key=state.key,
-            aux=state.aux,
-            batch_size=state.batch_size,
         )
-        after, kept = guard.decide(state, after, found, loss)
+        after, kept = guard.decide(state, after, grads, loss)
         used = {**optimizer.hyperparams(opt_state, context), **kept}
         if taken := sorted(set(used) & set(gradient.metrics)):
             raise ValueError(f"a metric of the objective is named {taken[0]!r}, which the step reports: rename it")

@@ -134,7 +134,9 @@ def chain(*parts: GradientTransformation | Optimizer) -> Any:
     return Optimizer(init, update, hyperparams, eval_params)
 
 
-def check_hyperparameter(name: str, value: Any, *, minimum: float = 0.0) -> None:
+def check_hyperparameter(
+    name: str, value: Any, *, minimum: float | None = 0.0, above: float | None = None, below: float | None = None
+) -> None:
     """Check a hyperparameter that may be a number, a tensor or a schedule; only a number has a value to check."""
     if isinstance(value, Tensor):
         if value.dim() != 0:
@@ -145,7 +147,12 @@ def check_hyperparameter(name: str, value: Any, *, minimum: float = 0.0) -> None
                 f"{name} must be a number, a 0-d tensor or a schedule (step -> rate), got {value!r} of type "
                 f"{type(value).__name__}"
             )
-        _checks.number(name, value, minimum=minimum)
+        _checks.number(name, value, minimum=minimum, above=above, below=below)
+
+
+def is_zero(value: Hyperparameter) -> bool:
+    """Whether a hyperparameter is the number zero, which leaves a term out; a tensor or a schedule keeps it."""
+    return isinstance(value, (int, float)) and value == 0
 
 
 def check_real(params: Tree, owner: str) -> None:
@@ -161,6 +168,11 @@ def check_real(params: Tree, owner: str) -> None:
 def resolve(value: Hyperparameter, context: UpdateContext) -> float | Tensor:
     """Return a hyperparameter's value at this step: a schedule is called, a number or tensor stays."""
     return value(context.step) if callable(value) else value
+
+
+def now(value: Hyperparameter, context: UpdateContext) -> float | Tensor:
+    """Return a hyperparameter's value at this step, as a number where :func:`plain` may read it."""
+    return value if isinstance(value, float) else plain(resolve(value, context))
 
 
 def as_tensor(value: float | Tensor, like: Tensor) -> Tensor:

@@ -199,8 +199,8 @@ def _flat_function(
         return outputs
 
     # Dynamo keeps what it compiled with the code object, and we drop the guards that would tell two closures of one
-    # code object apart: each needs a code object of its own. What it has seen vary (the shapes of arguments) it keeps by
-    # the code's name and line: each needs a name of its own, or a first call would find the shapes of another step.
+    # code object apart: each needs a code object of its own. What it has seen vary (the shapes of arguments) it keeps
+    # by the code's name and line: each needs a name of its own, or a first call finds the shapes of another step.
     name = f"{run.__name__}_{next(_COUNTER)}"
     return types.FunctionType(
         run.__code__.replace(co_name=name, co_qualname=name), run.__globals__, run.__name__, None, run.__closure__

@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from purestep import _checks, _tree, updates
+from purestep import _checks, _each, _tree, updates
 from purestep.updates import Hyperparameter, Optimizer, Tree, UpdateContext
 
 
@@ -20,9 +20,9 @@ def matrices_only(name: str, parameter: Tensor) -> bool:
 def adamw(
     rate: Hyperparameter,
     *,
-    betas: tuple[float, float] = (0.9, 0.999),
+    betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
     eps: float = 1e-8,
-    weight_decay: float = 0.01,
+    weight_decay: Hyperparameter = 0.01,
     decay_mask: Callable[[str, Tensor], bool] | None = None,
     amsgrad: bool = False,
     maximize: bool = False,
@@ -46,9 +46,9 @@ def adamw(
 
     Args:
         rate: a number of at least 0, a 0-d tensor, or a schedule.
-        betas: two numbers in [0, 1).
+        betas: each a number in [0, 1), a 0-d tensor, or a schedule.
         eps: at least 0.
-        weight_decay: at least 0; torch's default is 0.01, Optax's 1e-4.
+        weight_decay: a number of at least 0, a 0-d tensor, or a schedule; torch's default is 0.01, Optax's 1e-4.
         decay_mask: ``(name, parameter) -> bool``, such as :func:`matrices_only`; ``None`` decays all.
         amsgrad, maximize: as in torch.
 
@@ -56,9 +56,9 @@ def adamw(
         TypeError, ValueError: a hyperparameter out of its range.
     """
     updates.check_hyperparameter("rate", rate)
-    beta1, beta2 = _check_betas(betas)
+    _check_betas(betas)
     _checks.number("eps", eps, minimum=0)
-    _checks.number("weight_decay", weight_decay, minimum=0)
+    updates.check_hyperparameter("weight_decay", weight_decay)
     if decay_mask is not None and not callable(decay_mask):
         raise TypeError(f"decay_mask must be a function (name, parameter) -> bool or None, got {decay_mask!r}")
 
@@ -73,23 +73,29 @@ def adamw(
     def update(grads: Tree, state: Tree, params: Tree, context: UpdateContext) -> tuple[Tree, Tree]:
         if maximize:
             grads = _tree.map_leaves(torch.neg, grads)
-        rate_now = updates.plain(updates.resolve(rate, context))
+        rate_now, decay = updates.now(rate, context), updates.now(weight_decay, context)
+        beta1, beta2 = (updates.now(beta, context) for beta in betas)
         count = state["count"] + 1
         step_size, root_correction = _corrections(rate_now, beta1, beta2, count)
-        mean = _tree.map_leaves(lambda m, g: torch.lerp(m, g, 1 - beta1), state["exp_avg"], grads)
-        square = _tree.map_leaves(lambda v, g: (v * beta2).addcmul(g, g, value=1 - beta2), state["exp_avg_sq"], grads)
-        after = {"exp_avg": mean, "exp_avg_sq": square, "count": count}
-        used = square
+        names = list(params.keys())
+        p, g, m, v = (_tree.leaves(tree, names) for tree in (params, grads, state["exp_avg"], state["exp_avg_sq"]))
+        each = _each.arithmetic(p, g, m, v, rate_now, decay, beta1, beta2)
+        m = each.lerp(m, g, 1 - beta1)
+        v = each.addcmul(each.mul(v, beta2), g, g, 1 - beta2)
+        after = {"exp_avg": _tree.named(names, m, params), "exp_avg_sq": _tree.named(names, v, params)}
         if amsgrad:
-            used = after["max_exp_avg_sq"] = _tree.map_leaves(torch.maximum, state["max_exp_avg_sq"], square)
+            v = each.maximum(_tree.leaves(state["max_exp_avg_sq"], names), v)
+            after["max_exp_avg_sq"] = _tree.named(names, v, params)
+        p = decayed(each, names, p, 1 - rate_now * decay)
+        p = each.addcdiv(p, each.mul(m, step_size), each.add(each.div(each.sqrt(v), root_correction), eps))
+        return _tree.named(names, p, params), TensorDict({**after, "count": count}, batch_size=state.batch_size)
 
-        def moved(name: str, p: Tensor, m: Tensor, v: Tensor) -> Tensor:
-            if weight_decay and (decay_mask is None or decay_mask(name, p)):
-                p = p * (1 - rate_now * weight_decay)
-            return p.addcdiv(m * step_size, updates.safe_sqrt(v) / root_correction + eps)
-
-        params = _tree.map_with_names(moved, params, mean, used)
-        return params, TensorDict(after, batch_size=state.batch_size)
+    def decayed(each: _each.Loop, names: list[str], params: list[Tensor], factor: float | Tensor) -> list[Tensor]:
+        if updates.is_zero(weight_decay):
+            return params
+        if decay_mask is None:
+            return each.mul(params, factor)
+        return [p * factor if decay_mask(name, p) else p for name, p in zip(names, params, strict=True)]
 
     def hyperparams(state: Tree, context: UpdateContext) -> dict[str, Tensor]:
         return {"learning_rate": updates.as_tensor(updates.resolve(rate, context), context.step)}
@@ -98,16 +104,15 @@ def adamw(
 
 
 def _corrections(
-    rate: float | Tensor, beta1: float, beta2: float, count: Tensor
+    rate: float | Tensor, beta1: float | Tensor, beta2: float | Tensor, count: Tensor
 ) -> tuple[float | Tensor, float | Tensor]:
     """Return ``-γ / (1 - β₁ᵗ)`` and ``√(1 - β₂ᵗ)`` in float64, as Python floats where torch would have them."""
     t = updates.plain(count.to(torch.float32 if count.device.type == "mps" else torch.float64))
     return -(rate / (1 - beta1**t)), (1 - beta2**t) ** 0.5
 
 
-def _check_betas(betas: tuple[float, float]) -> tuple[float, float]:
+def _check_betas(betas: tuple[Hyperparameter, Hyperparameter]) -> None:
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise TypeError(f"betas must be two numbers in [0, 1), got {betas!r}")
     for position, beta in enumerate(betas):
-        _checks.number(f"betas[{position}]", beta, minimum=0, below=1)
-    return betas[0], betas[1]
+        updates.check_hyperparameter(f"betas[{position}]", beta, below=1)

@@ -6,17 +6,17 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from purestep import _checks, _tree, updates
+from purestep import _each, _tree, updates
 from purestep.updates import Hyperparameter, Optimizer, Tree, UpdateContext
 
 
 def sgd(
     rate: Hyperparameter,
     *,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
+    momentum: Hyperparameter = 0.0,
+    dampening: Hyperparameter = 0.0,
     nesterov: bool = False,
-    weight_decay: float = 0.0,
+    weight_decay: Hyperparameter = 0.0,
     maximize: bool = False,
 ) -> Optimizer:
     """Gradient descent with momentum, as ``torch.optim.SGD``.
@@ -34,8 +34,8 @@ def sgd(
     ``count`` (int64, 0-d). Smooth everywhere, so its derivatives need no convention.
 
     Args:
-        rate: a number of at least 0, a 0-d tensor, or a schedule.
-        momentum, dampening, weight_decay: numbers of at least 0.
+        rate, momentum, dampening, weight_decay: each a number of at least 0, a 0-d tensor, or a schedule. The number
+            zero leaves its term out.
         nesterov: needs momentum above 0 and no dampening.
         maximize: ascend instead.
 
@@ -44,39 +44,41 @@ def sgd(
     """
     updates.check_hyperparameter("rate", rate)
     for name, value in (("momentum", momentum), ("dampening", dampening), ("weight_decay", weight_decay)):
-        _checks.number(name, value, minimum=0)
-    if nesterov and (momentum == 0 or dampening != 0):
+        updates.check_hyperparameter(name, value)
+    keeps_velocity, damped, decays = (not updates.is_zero(value) for value in (momentum, dampening, weight_decay))
+    if nesterov and (not keeps_velocity or damped):
         raise ValueError(
             f"nesterov=True needs momentum above 0 and dampening 0, got momentum={momentum} and dampening={dampening}"
         )
 
     def init(params: Tree) -> TensorDict:
         updates.check_real(params, "sgd")
-        if momentum == 0:
+        if not keeps_velocity:
             return TensorDict({}, batch_size=[])
         count = torch.zeros((), dtype=torch.int64, device=next(iter(params.values())).device)
         return TensorDict({"momentum_buffer": _tree.zeros_like(params), "count": count}, batch_size=[])
 
     def update(grads: Tree, state: Tree, params: Tree, context: UpdateContext) -> tuple[Tree, Tree]:
-        step_size = -updates.plain(updates.resolve(rate, context))
+        step_size, friction = -updates.now(rate, context), updates.now(momentum, context)
+        names = list(params.keys())
+        p, g = _tree.leaves(params, names), _tree.leaves(grads, names)
+        decay, damping = updates.now(weight_decay, context), updates.now(dampening, context)
+        buffers = _tree.leaves(state["momentum_buffer"], names) if keeps_velocity else []
+        each = _each.arithmetic(p, g, buffers, step_size, friction, decay, damping)
         if maximize:
-            grads = _tree.map_leaves(torch.neg, grads)
-        if weight_decay:
-            grads = _tree.map_leaves(lambda g, p: updates.add_scaled(g, p, weight_decay), grads, params)
-        if momentum == 0:
-            return _tree.map_leaves(lambda p, g: updates.add_scaled(p, g, step_size), params, grads), state
-
-        def velocity_of(buffer: Tensor, g: Tensor) -> Tensor:
-            moved = updates.add_scaled(buffer * momentum, g, 1 - dampening)
-            # With no dampening, a buffer of zeros gives the raw gradient by itself.
-            return torch.where(state["count"] == 0, g, moved) if dampening else moved
-
-        velocity = _tree.map_leaves(velocity_of, state["momentum_buffer"], grads)
-        direction = (
-            _tree.map_leaves(lambda g, b: updates.add_scaled(g, b, momentum), grads, velocity) if nesterov else velocity
-        )
-        after = TensorDict({"momentum_buffer": velocity, "count": state["count"] + 1}, batch_size=state.batch_size)
-        return _tree.map_leaves(lambda p, d: updates.add_scaled(p, d, step_size), params, direction), after
+            g = [torch.neg(leaf) for leaf in g]
+        if decays:
+            g = each.add_scaled(g, p, decay)
+        if not keeps_velocity:
+            return _tree.named(names, each.add_scaled(p, g, step_size), params), state
+        velocity = each.mul(buffers, friction)
+        velocity = each.add_scaled(velocity, g, 1 - damping)
+        if damped:  # With none, a buffer of zeros gives the raw gradient by itself.
+            velocity = [torch.where(state["count"] == 0, g, v) for g, v in zip(g, velocity, strict=True)]
+        direction = each.add_scaled(g, velocity, friction) if nesterov else velocity
+        after = {"momentum_buffer": _tree.named(names, velocity, params), "count": state["count"] + 1}
+        params = _tree.named(names, each.add_scaled(p, direction, step_size), params)
+        return params, TensorDict(after, batch_size=state.batch_size)
 
     def hyperparams(state: Tree, context: UpdateContext) -> dict[str, Tensor]:
         return {"learning_rate": updates.as_tensor(updates.resolve(rate, context), context.step)}

@@ -33,6 +33,16 @@ def as_steps(step: object) -> Tensor:
     return torch.full((), number, dtype=torch.float64, device="cpu")
 
 
+def is_one_step(step: object) -> bool:
+    """Whether ``step`` is one number of steps, from 0 on, that can be read here at no cost."""
+    if isinstance(step, Tensor):
+        readable = step.ndim == 0 and step.dtype == torch.int64 and step.device.type == "cpu"
+        if not readable or torch.compiler.is_compiling() or not is_concrete(step):
+            return False
+        return int(step) >= 0
+    return type(step) is int and step >= 0 and not torch.compiler.is_compiling()
+
+
 def is_concrete(tensor: Tensor) -> bool:
     """Whether the values of ``tensor`` can be read here: no transform, trace or fake mode stands in between."""
     return (

@@ -24,6 +24,14 @@ def same(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
+def is_constant(values: tuple[Any, ...]) -> bool:
+    """Whether no value is a tensor, nor a schedule with one among its own."""
+    return all(
+        is_constant(value) if isinstance(value, tuple) else getattr(value, "_constant", not isinstance(value, Tensor))
+        for value in values
+    )
+
+
 def hashable(value: Any) -> Any:
     """Something that hashes alike for values that are the ``same``. A tensor's own values are not read for it."""
     if isinstance(value, Tensor):

@@ -7,7 +7,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from purestep import _checks, _tree, updates
-from purestep.updates import GradientTransformation, Tree, UpdateContext
+from purestep.updates import GradientTransformation, Hyperparameter, Tree, UpdateContext
 
 
 def global_norm(tree: Tree) -> Tensor:
@@ -22,7 +22,7 @@ def global_norm(tree: Tree) -> Tensor:
     return updates.safe_sqrt(torch.stack(squares).sum())
 
 
-def clip_by_global_norm(max_norm: float, *, eps: float = 0.0) -> GradientTransformation:
+def clip_by_global_norm(max_norm: Hyperparameter, *, eps: float = 0.0) -> GradientTransformation:
     """Scale the whole gradient down to a norm of at most ``max_norm``: ``g · min(1, max_norm / (‖g‖ + eps))``.
 
     Source: Pascanu et al., "On the difficulty of training recurrent neural networks" (2013). The derivative at
@@ -30,13 +30,13 @@ def clip_by_global_norm(max_norm: float, *, eps: float = 0.0) -> GradientTransfo
     ``{"norm": 0-d}``.
 
     Args:
-        max_norm: above 0.
+        max_norm: a number above 0, a 0-d tensor, or a schedule.
         eps: added to the norm; ``torch.nn.utils.clip_grad_norm_`` has 1e-6, which shrinks a norm equal to ``max_norm``.
 
     Raises:
         TypeError, ValueError: ``max_norm`` that is not above 0, or ``eps`` below 0.
     """
-    _checks.number("max_norm", max_norm, above=0)
+    updates.check_hyperparameter("max_norm", max_norm, minimum=None, above=0)
     _checks.number("eps", eps, minimum=0)
 
     def init(params: Tree) -> TensorDict:
@@ -44,10 +44,10 @@ def clip_by_global_norm(max_norm: float, *, eps: float = 0.0) -> GradientTransfo
         return TensorDict({"norm": torch.zeros_like(global_norm(params))}, batch_size=[])
 
     def update(grads: Tree, state: Tree, params: Tree, context: UpdateContext) -> tuple[Tree, Tree]:
-        norm = global_norm(grads)
-        above = norm + eps > max_norm
+        norm, bound = global_norm(grads), updates.now(max_norm, context)
+        above = norm + eps > bound
         # The inner `where` keeps the derivative of the branch that is not taken finite.
-        scale = torch.where(above, max_norm / torch.where(above, norm + eps, torch.ones_like(norm)), 1.0)
+        scale = torch.where(above, bound / torch.where(above, norm + eps, torch.ones_like(norm)), 1.0)
         clipped = _tree.map_leaves(lambda leaf: (leaf * scale).to(leaf.dtype), grads)
         return clipped, TensorDict({"norm": norm}, batch_size=state.batch_size)
 

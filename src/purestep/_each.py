@@ -1,0 +1,115 @@
+"""Elementwise arithmetic over lists of tensors, one for each parameter.
+
+Where nobody looks on, it is one call of ``torch._foreach_*``, which on the CPU runs the very loop without the
+interpreter between two tensors, and has its bits. Elsewhere it is a plain loop, which a compiler fuses and every
+transform knows.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from purestep import _tree, updates
+
+Tensors = list[Tensor]
+Scalar = float | Tensor
+
+
+def arithmetic(*operands: Tensors | Scalar) -> Loop:
+    """Return what computes with these lists and scalars, and with what is made of them. A scalar that is still a tensor
+    is one that somebody differentiates by or that lives on a device: it takes the loop."""
+    if _tree.is_transformed() or forward_ad._current_level >= 0:
+        return Loop()
+    lists = [operand for operand in operands if isinstance(operand, list)]
+    if any(isinstance(operand, Tensor) for operand in operands):
+        return Loop()
+    plain = all(type(tensor) is Tensor and not tensor.requires_grad for tensors in lists for tensor in tensors)
+    return Foreach(all(tensor.dtype == torch.float32 for tensor in lists[0])) if plain else Loop()
+
+
+class Loop:
+    """One tensor after the other. The names are torch's."""
+
+    def mul(self, tensors: Tensors, factor: Scalar) -> list[Tensor]:
+        return [tensor * factor for tensor in tensors]
+
+    def add(self, tensors: Tensors, addend: float) -> list[Tensor]:
+        return [tensor + addend for tensor in tensors]
+
+    def div(self, tensors: Tensors, divisor: Scalar) -> list[Tensor]:
+        return [tensor / divisor for tensor in tensors]
+
+    def sqrt(self, tensors: Tensors) -> list[Tensor]:
+        """The derivative at zero is zero."""
+        return [updates.safe_sqrt(tensor) for tensor in tensors]
+
+    def lerp(self, starts: Tensors, ends: Tensors, weight: Scalar) -> list[Tensor]:
+        each = zip(starts, ends, strict=True)
+        if isinstance(weight, Tensor):  # torch's own with a 0-d weight has a wrong derivative under functorch
+            return [a + _like(weight, a) * (b - a) for a, b in each]
+        return [torch.lerp(a, b, weight) for a, b in each]
+
+    def addcmul(self, tensors: Tensors, left: Tensors, right: Tensors, value: Scalar) -> list[Tensor]:
+        each = zip(tensors, left, right, strict=True)
+        if isinstance(value, Tensor):
+            return [t + _like(value, t) * a * b for t, a, b in each]
+        return [torch.addcmul(t, a, b, value=value) for t, a, b in each]
+
+    def addcdiv(self, tensors: Tensors, left: Tensors, right: Tensors) -> list[Tensor]:
+        return [torch.addcdiv(t, a, b) for t, a, b in zip(tensors, left, right, strict=True)]
+
+    def maximum(self, left: Tensors, right: Tensors) -> list[Tensor]:
+        return [torch.maximum(a, b) for a, b in zip(left, right, strict=True)]
+
+    def add_scaled(self, tensors: Tensors, directions: Tensors, scale: Scalar) -> list[Tensor]:
+        """``x + scale · direction``, rounded as :func:`purestep.updates.add_scaled` rounds."""
+        return [updates.add_scaled(t, d, scale) for t, d in zip(tensors, directions, strict=True)]
+
+
+class Foreach(Loop):
+    """All at once; scalars are numbers."""
+
+    def __init__(self, float32: bool) -> None:
+        # What the kernels would round a number to themselves, tensor by tensor, at twice the time.
+        self._scalar: Any = _in_float32 if float32 else float
+
+    def mul(self, tensors: Tensors, factor: Any) -> list[Tensor]:
+        return list(torch._foreach_mul(tensors, self._scalar(factor)))
+
+    def add(self, tensors: Tensors, addend: float) -> list[Tensor]:
+        return list(torch._foreach_add(tensors, self._scalar(addend)))
+
+    def div(self, tensors: Tensors, divisor: Any) -> list[Tensor]:
+        return list(torch._foreach_div(tensors, self._scalar(divisor)))
+
+    def sqrt(self, tensors: Tensors) -> list[Tensor]:
+        return list(torch._foreach_sqrt(tensors))
+
+    def lerp(self, starts: Tensors, ends: Tensors, weight: Any) -> list[Tensor]:
+        return list(torch._foreach_lerp(starts, ends, weight))
+
+    def addcmul(self, tensors: Tensors, left: Tensors, right: Tensors, value: Any) -> list[Tensor]:
+        return list(torch._foreach_addcmul(tensors, left, right, value))
+
+    def addcdiv(self, tensors: Tensors, left: Tensors, right: Tensors) -> list[Tensor]:
+        return list(torch._foreach_addcdiv(tensors, left, right, 1.0))
+
+    def maximum(self, left: Tensors, right: Tensors) -> list[Tensor]:
+        return list(torch._foreach_maximum(left, right))
+
+    def add_scaled(self, tensors: Tensors, directions: Tensors, scale: Any) -> list[Tensor]:
+        return list(torch._foreach_add(tensors, directions, alpha=scale))
+
+
+def _like(scalar: Any, tensor: Tensor) -> Any:
+    return scalar.to(tensor.device, tensor.dtype) if isinstance(scalar, Tensor) else scalar
+
+
+@functools.lru_cache(maxsize=256)
+def _in_float32(number: float) -> Any:
+    return torch.tensor(number, dtype=torch.float32)
