@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
 
-from purestep import _batches, _flat, _tree, gradients, objectives, precision
+from purestep import _batches, _each, _flat, _tree, gradients, objectives, precision
 from purestep._batches import Cut, Part, Run
 from purestep._forward import Forward, Objective
 from purestep.functional import Trainable, trainable_names
@@ -84,9 +84,10 @@ class Accumulation:
     ) -> Gradient:
         """Pool the gradients of micro-batches, one after the other, with what there is before."""
         outputs = gradients.totals if weights is None else gradients.over(weights)
-        for part in parts:
+        for position, part in enumerate(parts):
             one = self._one(state, state.buffers if whole is None else whole.buffers, part, outputs)
-            whole = one if whole is None else _added(whole, one)
+            # The first sum is a tensor of our own, which the later ones may be added into.
+            whole = one if whole is None else _added(whole, one, into=position > 1)
         assert whole is not None
         return whole
 
@@ -212,13 +213,23 @@ def _leaves(value: Any) -> list[Tensor]:
     return _flat.flatten(value, "")[0]
 
 
-def _added(sofar: Gradient, other: Gradient) -> Gradient:
-    """Pool two micro-batches; of gradients that are divided already by the whole batch's weights, the sum is meant."""
-    if sofar.weight or other.weight:
-        return sofar.merge(other)
-    return Gradient(
-        tuple(_tree.map_leaves(torch.add, a, b) for a, b in zip(sofar.total, other.total, strict=True)),
-        (),
-        other.buffers,
-        objectives.merge(sofar.metrics, other.metrics),
-    )
+def _added(sofar: Gradient, other: Gradient, *, into: bool = False) -> Gradient:
+    """Pool two micro-batches; of gradients that are divided already by the whole batch's weights, the sum is meant.
+
+    ``into``: the totals of ``sofar`` are nobody else's, and may be written where nobody traces or differentiates.
+    """
+    if bool(sofar.weight) != bool(other.weight) or len(sofar.total) != len(other.total):
+        return sofar.merge(other)  # raises
+    total = tuple(_sum(a, b, into) for a, b in zip(sofar.total, other.total, strict=True))
+    weight = tuple(a + b for a, b in zip(sofar.weight, other.weight, strict=True))
+    return Gradient(total, weight, other.buffers, objectives.merge(sofar.metrics, other.metrics))
+
+
+def _sum(tree: TensorDict, other: TensorDict, into: bool) -> TensorDict:
+    names = list(_tree.as_dict(tree))
+    ours, theirs = _tree.leaves(tree, names), _tree.leaves(other, names)
+    each = _each.arithmetic(ours, theirs)
+    if into and each.in_place:
+        each.add_(ours, theirs)
+        return tree
+    return _tree.named(names, each.add_scaled(ours, theirs, 1.0), tree)

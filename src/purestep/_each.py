@@ -35,6 +35,8 @@ def arithmetic(*operands: Tensors | Scalar) -> Loop:
 class Loop:
     """One tensor after the other. The names are torch's."""
 
+    in_place = False  # whether tensors may be written
+
     def mul(self, tensors: Tensors, factor: Scalar) -> list[Tensor]:
         return [tensor * factor for tensor in tensors]
 
@@ -43,6 +45,9 @@ class Loop:
 
     def div(self, tensors: Tensors, divisor: Scalar) -> list[Tensor]:
         return [tensor / divisor for tensor in tensors]
+
+    def add_(self, tensors: Tensors, others: Tensors) -> None:
+        raise NotImplementedError("a tensor that is traced or differentiated is not written")
 
     def sqrt(self, tensors: Tensors) -> list[Tensor]:
         """The derivative at zero is zero."""
@@ -74,12 +79,17 @@ class Loop:
 class Foreach(Loop):
     """All at once; scalars are numbers."""
 
+    in_place = True
+
     def __init__(self, float32: bool) -> None:
         # What the kernels would round a number to themselves, tensor by tensor, at twice the time.
         self._scalar: Any = _in_float32 if float32 else float
 
     def mul(self, tensors: Tensors, factor: Any) -> list[Tensor]:
         return list(torch._foreach_mul(tensors, self._scalar(factor)))
+
+    def add_(self, tensors: Tensors, others: Tensors) -> None:
+        torch._foreach_add_(tensors, others)
 
     def add(self, tensors: Tensors, addend: float) -> list[Tensor]:
         return list(torch._foreach_add(tensors, self._scalar(addend)))

@@ -57,7 +57,7 @@ class NonFinite:
     def raise_if_found(self) -> None:
         """Raise :class:`NonFiniteError` where something was not finite, in any of several replicas. Waits for the
         device."""
-        if not bool(self.found.any()):
+        if not bool(self.found if self.found.dim() == 0 else self.found.any()):
             return
         squares = self.squares.reshape(-1, len(self.names))
         wrong = (~torch.isfinite(squares)).any(0).tolist()
@@ -201,11 +201,10 @@ def _message(loss: Tensor, wrong: list[str], why: str) -> str:
 
 def raise_pending(results: Any) -> Any:
     """Return a compiled graph's results without the :class:`NonFinite` in them; raise what one of them found."""
-    if isinstance(results, NonFinite):
+    kind = type(results)
+    if kind is NonFinite:
         results.raise_if_found()
-    if type(results) is dict:
+    if kind is dict:
         looked = {name: raise_pending(value) for name, value in results.items()}
-        return {name: value for name, value in looked.items() if not isinstance(value, NonFinite)}
-    if type(results) in (tuple, list):
-        return type(results)(raise_pending(value) for value in results)
-    return results
+        return {name: value for name, value in looked.items() if type(value) is not NonFinite}
+    return kind(raise_pending(value) for value in results) if kind in (tuple, list) else results
