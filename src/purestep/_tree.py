@@ -7,7 +7,7 @@ inside ``torch.compile``, and a plain loop is what the compiler fuses best.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -63,13 +63,18 @@ def zeros_like(tree: TensorDictBase) -> TensorDict:
     return map_leaves(torch.zeros_like, tree)
 
 
-def select(tree: TensorDictBase, names: Any) -> TensorDict:
-    """Return the flat TensorDict of the named leaves, in the order of ``names``."""
+def select(tree: TensorDictBase, names: Iterable[str]) -> TensorDictBase:
+    """Return the flat TensorDict of the named leaves, in the order of ``names``: the tree itself where these are all."""
+    names = tuple(names)
+    if tuple(tree.keys()) == names:
+        return tree
     return TensorDict({name: tree[name] for name in names}, batch_size=tree.batch_size)
 
 
-def overlay(tree: TensorDictBase, changed: TensorDictBase) -> TensorDict:
+def overlay(tree: TensorDictBase, changed: TensorDictBase) -> TensorDictBase:
     """Return ``tree`` with the leaves of ``changed`` in place of its own, in the order of ``tree``."""
+    if list(tree.keys()) == list(changed.keys()):
+        return changed
     return TensorDict({name: changed.get(name, leaf) for name, leaf in tree.items()}, batch_size=tree.batch_size)
 
 

@@ -162,7 +162,7 @@ def update_step(
         grads = gradient.mean()
         loss = gradient.metrics["loss"]
         context = UpdateContext(state.step, state.key, loss.value(), state.calls)
-        params, opt_state = _update(optimizer, grads, state, _tree.select(state.params, grads.keys()), context)
+        params, opt_state = _update(optimizer, grads, state, _tree.select(state.params, _tree.as_dict(grads)), context)
         after = state.replace(
             params=_tree.overlay(state.params, params),
             buffers=gradient.buffers,
