@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint format docs bench bench-peers clean
+.PHONY: demo test lint format docs bench bench-peers soak clean
 
 demo: $(VENV)/.demo
 	$(BIN)/purestep demo $(ARGS)
@@ -46,6 +46,10 @@ bench-peers: $(VENV)/.peers
 	$(BIN)/python bench/schedules.py
 	$(BIN)/python bench/orders.py
 	$(BIN)/python bench/fill_tables.py
+
+# The laws on models of transformers, compiled as well, some 10 minutes; make soak ARGS='--only BERT T5'.
+soak: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python bench/architectures.py --json runs/bench/architectures.json $(ARGS)
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "purestep needs Python 3.11 or newer; name one with make PYTHON=...")'

@@ -1,41 +1,47 @@
-"""What accumulation costs: a step of k micro-batches against k gradients alone and one update, and its peak memory.
+"""What a step of 8 micro-batches costs beside 8 gradients alone and one update.
 
-The gradient alone is a compiled ``grad_step`` of one micro-batch, the update alone a compiled, donated ``update_step``:
-a step of k micro-batches cannot do less than k of the one and one of the other. Memory is what a call adds to what is
-resident, in a process of its own, for micro-batches of one size.
+The gradient alone is a ``grad_step`` of one micro-batch, the update alone an ``update_step``, run in the same way as
+the step: it cannot do less than 8 of the one and one of the other. eager: as it is. compiled: one graph, donated.
 
-    python bench/accumulation_cost.py [--parts 8] [--max-time 20] [--memory] [--json FILE]
+    python bench/accumulation_cost.py [eager] [compiled]
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import functools
-import json
-import platform
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 import purestep as ps
-from purestep import measure
+from _report import Bench, Setting, Way, main
 
-EXAMPLES, INPUTS, WIDTH, CLASSES = 64, 256, 512, 10
+PARTS, EXAMPLES, INPUTS, WIDTH, CLASSES = 8, 64, 256, 512, 10
 OPTIMIZER = ps.chain(ps.clip_by_global_norm(1.0), ps.adamw(1e-3))
+Make = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def model(depth: int = 3) -> nn.Module:
+def benches(parts: int = PARTS, examples: int = EXAMPLES) -> list[Bench]:
+    sizes = {"parts": parts, "examples": examples, "width": WIDTH}
+    title = f"{parts} micro-batches of {examples}, MLP of width {WIDTH}"
+    eager, compiled = partial(ways, parts, examples, lambda step: step), partial(ways, parts, examples, donated)
+    return [
+        Bench("accumulation_eager", f"{title}, eager", eager, sizes),
+        Bench("accumulation_compiled", f"{title}, compiled, donated", compiled, sizes),
+    ]
+
+
+def donated(step: Callable[..., Any]) -> Callable[..., Any]:
+    return ps.compile(step, donate=True)
+
+
+def model() -> nn.Module:
     torch.manual_seed(0)
-    sizes = [INPUTS, *[WIDTH] * depth]
-    layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.GELU())]
+    layers = [layer for a, b in pairwise([INPUTS, WIDTH, WIDTH, WIDTH]) for layer in (nn.Linear(a, b), nn.GELU())]
     return nn.Sequential(*layers, nn.Linear(WIDTH, CLASSES))
 
 
@@ -43,107 +49,43 @@ def objective(model: nn.Module, batch: Any) -> ps.Mean:
     return ps.mean(F.cross_entropy(model(batch["x"]), batch["y"], reduction="none"))
 
 
-def batch_of(examples: int) -> dict[str, Tensor]:
+def batch_of(examples: int, device: torch.device) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     return {
-        "x": torch.randn(examples, INPUTS, generator=generator),
-        "y": torch.randint(0, CLASSES, (examples,), generator=generator),
+        "x": torch.randn(examples, INPUTS, generator=generator).to(device),
+        "y": torch.randint(0, CLASSES, (examples,), generator=generator).to(device),
     }
 
 
-def times(parts: int, max_time: float, threads: int) -> dict[str, measure.Comparison]:
-    """Return, for each way to run a step, the step beside ``parts`` gradients and an update."""
-    net = model()
-    whole, part = batch_of(EXAMPLES * parts), batch_of(EXAMPLES)
-    pieces = [{k: v[i * EXAMPLES : (i + 1) * EXAMPLES] for k, v in whole.items()} for i in range(parts)]
+def ways(parts: int, examples: int, run_as: Make, setting: Setting) -> dict[str, Callable[[], Way]]:
+    net, whole = model().to(setting.device), batch_of(examples * parts, setting.device)
+    pieces = [{k: v[i * examples :][:examples] for k, v in whole.items()} for i in range(parts)]
 
-    def bound(compiled: Callable[..., Any]) -> Callable[[], None]:
-        gradient, update = compiled(ps.grad_step(net, objective)), compiled(ps.update_step(OPTIMIZER))
-        state = ps.init_state(net, OPTIMIZER, seed=0)
-        kept = gradient(state, part)
-
-        def alone() -> None:
-            nonlocal state
-            for piece in pieces:
-                gradient(state, piece)
-            state, _ = update(state, kept)
-
-        return alone
-
-    def stepping(compiled: Callable[..., Any], **options: Any) -> Callable[[], None]:
-        step = compiled(ps.train_step(net, objective, OPTIMIZER, **options))
+    def alone() -> Way:
+        gradient, update = run_as(ps.grad_step(net, objective)), run_as(ps.update_step(OPTIMIZER))
         state = ps.init_state(net, OPTIMIZER, seed=0)
 
         def advance() -> None:
             nonlocal state
-            state, _ = step(state, whole)
+            for piece in pieces:
+                last = gradient(state, piece)
+            state, _ = update(state, last)
 
         return advance
 
-    donated = functools.partial(ps.compile, donate=True)
-    results = {}
-    for name, compiled in (("eager", lambda step: step), ("compiled, donated", donated)):
-        ways = {f"{parts} gradients and an update": bound(compiled), "one step": stepping(compiled, accumulate=parts)}
-        if name != "eager":
-            ways["one step, scanned"] = stepping(compiled, accumulate=parts, loop="scan")
-        results[name] = measure.compare(ways, threads=threads, max_time=max_time, device="cpu")
-        print(f"{name}\n{results[name]}\n")
-    return results
+    def step(**options: Any) -> Way:
+        advance_state = run_as(ps.train_step(net, objective, OPTIMIZER, accumulate=parts, **options))
+        state = ps.init_state(net, OPTIMIZER, seed=0)
 
+        def advance() -> None:
+            nonlocal state
+            state, _ = advance_state(state, whole)
 
-@functools.cache
-def _accumulating(parts: int) -> Any:
-    net = model()
-    return ps.grad_step(net, objective, accumulate=parts), ps.init_state(net, OPTIMIZER, seed=0)
+        return advance
 
-
-def gradient_of(parts: int, batch: Any) -> Any:
-    step, state = _accumulating(parts)
-    return step(state, batch)
-
-
-def peaks() -> dict[str, float]:
-    """Return MiB that an eager gradient adds, by its number of micro-batches of 1,024 examples."""
-    return {
-        str(parts): measure.memory(gradient_of, parts, batch_of(1024 * parts)).added / 2**20
-        for parts in (1, 2, 4, 8, 16)
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--max-time", type=float, default=20.0)
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "accumulation_cost.json")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    memory = peaks()
-    compared = times(options.parts, options.max_time, options.threads)
-    table = Table(title="MiB that an eager gradient adds, by micro-batches of 1,024 examples")
-    for parts in memory:
-        table.add_column(parts, justify="right")
-    table.add_row(*(f"{peak:.1f}" for peak in memory.values()))
-    Console(width=100).print(table)
-    result = {
-        "benchmark": "accumulation_cost",
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "settings": {"parts": options.parts, "threads": options.threads, "examples": EXAMPLES, "width": WIDTH},
-        "memory_mib": memory,
-        "results": {
-            name: {
-                way: {"median": c.measurements[way].median, "ratio": ratio.value, "interval": list(ratio.interval)}
-                for way, ratio in c.ratios.items()
-            }
-            for name, c in compared.items()
-        },
-    }
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(result, indent=2) + "\n")
+    made = {f"{parts} gradients and an update": alone, "one step": step}
+    return made if run_as is not donated else {**made, "one step, scanned": partial(step, loop="scan")}
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, benches(), max_time=15.0)

@@ -7,8 +7,9 @@ values: the rates of a million steps at once. call: the rate of one step, as a l
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -53,14 +54,20 @@ def values(steps: int, setting: Setting) -> dict[str, Callable[[], Way]]:
 
 
 def call(setting: Setting) -> dict[str, Callable[[], Way]]:
-    step, tensor = 5_000, torch.tensor(5_000, device=setting.device)
+    tensors = [torch.tensor(step, device=setting.device) for step in range(1024)]
     return {
-        "torch expression, 0-d tensor": lambda: partial(expression, tensor),
-        "Python's math": lambda: partial(plain, step),
+        "torch expression, 0-d tensor": lambda: _in_turn(expression, tensors),
+        "Python's math": lambda: _in_turn(plain, range(1024)),
         "torch's LambdaLR.step": scheduler,
-        "purestep, 0-d tensor": lambda: partial(RATE, tensor),
-        "purestep, int": lambda: partial(RATE, step),
+        "purestep, 0-d tensor": lambda: _in_turn(RATE, tensors),
+        "purestep, int": lambda: _in_turn(RATE, range(1024)),
     }
+
+
+def _in_turn(function: Callable[..., object], steps: Iterable[Tensor | int]) -> Way:
+    """One step after the other, as a loop has them."""
+    following = itertools.cycle(steps)
+    return lambda: function(next(following))
 
 
 def scheduler() -> Way:

@@ -218,3 +218,41 @@ def test_an_objective_and_an_optimizer_draw_anew_at_every_call():
     for _ in range(3):
         state, _ = step(state, torch.ones(2, 4))
     assert len(set(keys)) == 6
+
+
+EXAMPLES = {
+    "rand": lambda n: torch.rand(n, 1),
+    "randn": lambda n: torch.randn(n, 1),
+    "rand_like": lambda n: torch.rand_like(torch.zeros(n, 1)),
+    "bernoulli": lambda n: torch.bernoulli(torch.full((n, 1), 0.5)),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_plain_draw_as_long_as_the_batch_is_one_for_each_example(name):
+    """Stochastic depth, and the noise of an autoencoder: cutting the batch changes no number."""
+
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.line = nn.Linear(2, 1).double()
+
+        def forward(self, x):
+            return self.line(x) * EXAMPLES[name](len(x))
+
+    model, x = Noisy(), torch.randn(6, 2, generator=torch.Generator().manual_seed(0)).double()
+    state = ps.init_state(model, ps.sgd(0.1), seed=0)
+    losses = [
+        float(ps.train_step(model, lambda m, x: ps.mean(m(x)), ps.sgd(0.1), accumulate=k)(state, x)[1]["loss"])
+        for k in (1, 2, 3, 6)
+    ]
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-6)
+
+
+@pytest.mark.compiler
+def test_attention_with_dropout_compiles():
+    model = nn.Sequential(nn.Linear(4, 8), FusedAttention(), nn.Linear(8, 1)).double()
+    optimizer = ps.sgd(0.1)
+    step = ps.train_step(model, lambda model, x: ps.mean(model(x).square()), optimizer)
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    laws.check_same(step, ps.compile(step), ps.init_state(model, optimizer, seed=0), x)

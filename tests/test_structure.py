@@ -147,3 +147,41 @@ def test_a_model_without_values_needs_the_other_constructor():
         model = nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"model has no values: .*ps.init_state_from_meta\(make_model"):
         ps.init_state(model, ps.sgd(0.1), seed=0)
+
+
+class Hooked(nn.Module):
+    """As some libraries do it: a hook is registered at the first call, once."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(2, 1)
+
+    def forward(self, x):
+        if not getattr(self, "hooked", False):
+            self.line.register_forward_hook(lambda module, args, out: 2 * out)
+            self.hooked = True
+        return self.line(x)
+
+
+class Growing(nn.Module):
+    """Writes into a list, a dict and a set in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(2, 1)
+        self.seen, self.counts, self.names = [], {"calls": 1}, {"a"}
+
+    def forward(self, x):
+        self.seen.append(0)
+        self.counts["calls"] += 1
+        self.names.add("b")
+        return self.line(x) * len(self.seen) * self.counts["calls"] * len(self.names)
+
+
+@pytest.mark.parametrize("kind", [Hooked, Growing])
+def test_what_a_forward_writes_into_containers_does_not_reach_the_next_call(kind):
+    model = kind()
+    state, loss = ps.init_state(model, ps.sgd(0.1), seed=0), ps.loss_step(model, lambda model, x: ps.mean(model(x)))
+    seen = [float(loss(state, torch.ones(3, 2))[0]) for _ in range(4)]
+    assert seen == [seen[0]] * 4
+    assert vars(model).get("seen", []) == []

@@ -104,6 +104,15 @@ class Attributes:
         self._kept = [
             (name, module, dict(vars(module)), dict(module._buffers)) for name, module in structure.named_modules()
         ]
+        # What is written into in place: a list that grows, a dict that caches, hooks registered at the first call.
+        containers = [
+            value
+            for module in structure.modules()
+            for name, value in vars(module).items()
+            if isinstance(value, (dict, list, set)) and name not in _REGISTERED
+        ]
+        self._empty = [container for container in containers if not container]
+        self._filled = [(container, container.copy()) for container in containers if container]
 
     def restore(self) -> None:
         """Put everything back.
@@ -112,6 +121,7 @@ class Attributes:
             ValueError: a buffer that was ``None`` was filled: what is in it would be lost.
             TypeError: a tensor was kept while a step was being compiled, which would outlive the trace.
         """
+        self._restore_containers()
         wrong: Exception | None = None
         for name, module, attributes, buffers in self._kept:
             now = vars(module)
@@ -135,3 +145,16 @@ class Attributes:
                 )
         if wrong is not None:
             raise wrong
+
+    def _restore_containers(self) -> None:
+        if any(self._empty):
+            for container in self._empty:
+                container.clear()
+        for container, before in self._filled:
+            if len(container) != len(before) or not all(map(operator.is_, _entries(container), _entries(before))):
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(before)
+
+
+def _entries(container: Any) -> list[Any]:
+    return [*container, *container.values()] if isinstance(container, dict) else list(container)

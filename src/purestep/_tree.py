@@ -64,7 +64,7 @@ def zeros_like(tree: TensorDictBase) -> TensorDict:
 
 
 def select(tree: TensorDictBase, names: Iterable[str]) -> TensorDictBase:
-    """Return the flat TensorDict of the named leaves, in the order of ``names``: the tree itself where these are all."""
+    """Return the flat TensorDict of the named leaves, in their order: the tree itself where these are all."""
     names = tuple(names)
     if tuple(tree.keys()) == names:
         return tree

@@ -98,6 +98,11 @@ class Draws(TorchFunctionMode):
             raise _refusal(func)
         return result
 
+    def follows_examples(self, shape: Any) -> bool:
+        """Whether a draw of this shape, by ``torch.rand`` and its like, is one for each example of a micro-batch: as
+        long as it along dimension 0. (``torch.rand(1)`` beside a micro-batch of one example is taken for shared.)"""
+        return bool(shape) and shape[0] == self._count and (len(shape) > 1 or self._count > 1)
+
     def uniform(self, shape: Any, *, by_example: bool, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the next call site's uniform numbers; ``by_example``: dimension 0 runs over the examples."""
         key = random.site_key(self._key, self._calls, self._site)
@@ -259,7 +264,7 @@ def _attention(
         scores = scores.masked_fill(~allowed, -math.inf)
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    weights = _masked(draws, torch._safe_softmax(scores, -1), scores.shape, dropout_p, True, False)
+    weights = _masked(draws, torch.ops.aten._safe_softmax.default(scores, -1), scores.shape, dropout_p, True, False)
     return weights @ value
 
 
@@ -325,16 +330,18 @@ def _fill(draws: Draws, shape: Any, dtype: Any, kwargs: dict[str, Any], gaussian
             f"a draw inside a pure step takes no {sorted(unknown)}: its randomness is the state's key"
         )
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    numbers = draws.uniform((2, *shape) if gaussian else shape, by_example=False, dtype=wide)
+    by_example = draws.follows_examples(shape)
+    numbers = draws.uniform((*shape, 2) if gaussian else shape, by_example=by_example, dtype=wide)
     if gaussian:  # Box-Muller; 1 - u is never 0
-        numbers = torch.sqrt(-2 * torch.log(1 - numbers[0])) * torch.cos(2 * math.pi * numbers[1])
+        numbers = torch.sqrt(-2 * torch.log(1 - numbers[..., 0])) * torch.cos(2 * math.pi * numbers[..., 1])
     return numbers.to(dtype=dtype or torch.get_default_dtype(), device=kwargs.get("device"))
 
 
 def _bernoulli(draws: Draws, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if kwargs or args:
         raise _refusal(func)
-    return (draws.uniform(tuple(input.shape), by_example=False) < input).to(input.dtype)
+    shape = tuple(input.shape)
+    return (draws.uniform(shape, by_example=draws.follows_examples(shape)) < input).to(input.dtype)
 
 
 _DRAWN: dict[Any, Callable[..., Any]] = {

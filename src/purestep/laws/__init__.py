@@ -10,6 +10,7 @@ except ImportError as error:
     raise ImportError('purestep.laws needs hypothesis: pip install "purestep[laws]"') from error
 
 from purestep.laws._compare import LawViolation
+from purestep.laws.objectives import check_objective
 from purestep.laws.optimizers import check_optimizer, check_transformation
 from purestep.laws.schedules import check_schedule, schedules
 from purestep.laws.splits import check_accumulation, check_split_invariant, partition
@@ -23,6 +24,7 @@ __all__ = [
     "check_accumulation",
     "check_ensemble",
     "check_execution_invariant",
+    "check_objective",
     "check_optimizer",
     "check_pure",
     "check_same",
