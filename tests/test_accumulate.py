@@ -204,3 +204,13 @@ def test_the_message(case):
     make, kind, message = WRONG[case]
     with pytest.raises(kind, match=message):
         make()
+
+
+@pytest.mark.compiler
+def test_one_scanned_step_serves_states_of_several_forms():
+    model = make_model(dropout=0.0)
+    step = ps.grad_step(model, objective, microbatch=4, loop="scan")
+    compiled = ps.compile(step)
+    for optimizer in (ps.sgd(0.1), ps.adamw(0.1)):
+        state = ps.init_state(model, optimizer, seed=0)
+        agree(compiled(state, make_batch()), step(state, make_batch()), 1e-10)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tensordict import TensorDict
+from tensordict import NonTensorData, TensorDict
 from torch import nn
 from torch._dynamo.utils import counters
 
@@ -344,3 +344,12 @@ def test_metrics_that_change_their_names_with_the_length_are_refused_and_not_mis
     # a caller then holds its arguments during a call, which a test of fit counts.
     done = subprocess.run([sys.executable, "-c", CHANGING_NAMES], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("run", [lambda step: step, ps.compile], ids=["cut", "compiled"])
+def test_what_is_no_tensor_in_a_batch_is_refused_and_not_dropped(run):
+    model = nn.Linear(2, 1)
+    batch = TensorDict({"x": torch.ones(4, 2), "name": NonTensorData("a")}, batch_size=[])
+    step = run(ps.grad_step(model, lambda m, b: ps.mean(m(b["x"])), accumulate=2))
+    with pytest.raises(TypeError, match=r"batch\['name'\] must be a tensor .*got 'a'"):
+        step(ps.init_state(model, ps.sgd(0.1), seed=0), batch)

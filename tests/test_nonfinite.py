@@ -185,6 +185,57 @@ def test_fit_hands_over_a_whole_state(raising, way, tmp_path):
     assert int(ps.checkpoint.load(tmp_path / "last.safetensors", like=state_of()).step) == 2
 
 
+@pytest.mark.compiler
+def test_a_donated_ensemble_is_whole_where_one_replica_raises():
+    step = ps.compile(torch.vmap(step_of(), in_dims=(0, None)), donate=True)
+    states = [state_of(), state_of()]
+    states[1].params["0.weight"].fill_(float("nan"))
+    state = torch.stack(states)
+    kept = state.clone()
+    with pytest.raises(ps.NonFiniteError):
+        step(state, make_batch())
+    same(state, kept)
+
+
+@pytest.mark.compiler
+def test_a_donated_step_of_two_is_whole_where_the_second_raises():
+    inner = step_of()
+
+    def both(state, batches):
+        state, first = inner(state, batches[0])
+        state, second = inner(state, batches[1])
+        return state.replace(aux=TensorDict({"skipped": state.aux["skipped"] + 7})), ps.merge(first, second)
+
+    step, state = ps.compile(both, donate=True), state_of()
+    kept = state.clone()
+    with pytest.raises(ps.NonFiniteError, match="the loss is nan"):
+        step(state, [make_batch(), make_batch(float("nan"))])
+    same(state, kept)
+
+
+def test_a_finding_is_found_in_any_dict():
+    from collections import OrderedDict
+
+    from purestep import nonfinite
+
+    found = nonfinite.NonFinite(torch.tensor(True), torch.tensor(float("nan")), torch.ones(1), ("w",))
+    with pytest.raises(ps.NonFiniteError):
+        nonfinite.raise_pending({"inner": OrderedDict(nonfinite=found)})
+    fine = nonfinite.NonFinite(torch.tensor(False), torch.tensor(1.0), torch.ones(1), ("w",))
+    assert nonfinite.raise_pending((OrderedDict(nonfinite=fine, loss=1),)) == (OrderedDict(loss=1),)
+
+
+@pytest.mark.parametrize("size", [5e18, 1.8e19, 1e30])
+def test_a_large_gradient_is_judged_alike_eagerly_and_vmapped(size):
+    model = nn.Linear(8, 1, bias=False)
+    optimizer = ps.sgd(0.0)
+    step = ps.train_step(model, lambda m, x: ps.mean(m(x)), optimizer, on_nonfinite="skip")
+    state, x = ps.init_state(model, optimizer, seed=0), torch.full((1, 8), size)
+    alone = step(state, x)[1]["skipped"]
+    together = torch.vmap(step, in_dims=(0, None))(torch.stack([state, state]), x)[1]["skipped"]
+    assert together.tolist() == [int(alone)] * 2
+
+
 # Mutants: what each law would let pass if it were not there.
 
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from tensordict import TensorDict
+from torch import nn
 
 import purestep as ps
 from purestep.schedules import cosine
@@ -241,3 +242,35 @@ def test_a_meta_gradient_is_finite_where_the_gradient_is_zero(name):
     assert all(math.isfinite(slope) for slope in by_autograd)
     for one, other in zip(slopes, by_autograd, strict=True):
         assert one.item() == pytest.approx(other.item(), rel=1e-9, abs=1e-12)
+
+
+class Scaled(nn.Module):
+    """With a 0-d parameter, as a contrastive model's temperature is."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.line = nn.Linear(3, 1, dtype=dtype)
+        self.scale = nn.Parameter(torch.tensor(1.5, dtype=dtype))
+
+    def forward(self, x):
+        return self.line(x) * self.scale
+
+
+ZERO_DIMENSIONS = {
+    "adamw": lambda: ps.adamw(ps.schedules.constant(0.1)),
+    "adamw, masked": lambda: ps.adamw(0.1, decay_mask=lambda name, p: True),
+    "sgd": lambda: ps.sgd(0.1, momentum=ps.schedules.constant(0.9), weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ZERO_DIMENSIONS)
+def test_a_parameter_without_dimensions_keeps_its_dtype(name, dtype):
+    model, optimizer = Scaled(dtype), ZERO_DIMENSIONS[name]()
+    step = ps.train_step(model, lambda m, x: ps.mean(m(x).float().square()), optimizer, accumulate=3)
+    state, x = ps.init_state(model, optimizer, seed=0), torch.randn(6, 3, dtype=dtype)
+    alone, _ = step(step(state, x)[0], x)
+    together, _ = torch.vmap(step, in_dims=(0, None))(torch.stack([state, state]), x)
+    for after in (alone, together):
+        leaves = [*after.params.values(), *(after.opt_state.get("momentum_buffer", after.params)).values()]
+        assert {leaf.dtype for leaf in leaves} == {dtype}

@@ -638,3 +638,31 @@ def test_plot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", without_matplotlib)
     with pytest.raises(ImportError, match="pip install matplotlib"):
         cosine(1.0, 10).plot(20)
+
+
+TABLE = torch.arange(100, dtype=torch.float64)
+
+
+@schedule
+def table_of_hundred(step: Tensor) -> Tensor:
+    return TABLE[step.long()]
+
+
+@schedule
+def mutant_looks_at_its_neighbours(step: Tensor) -> Tensor:
+    return step - step.min()
+
+
+def test_a_step_alone_asks_for_no_other():
+    """Steps are looked up in blocks, and a table may end within one."""
+    assert [table_of_hundred()(step).item() for step in (0, 63, 64, 99)] == [0.0, 63.0, 64.0, 99.0]
+
+
+def test_a_formula_that_looks_at_its_neighbours_is_asked_step_by_step():
+    schedule = mutant_looks_at_its_neighbours()
+    assert [schedule(step).item() for step in (0, 1, 2, 70)] == [0.0, 0.0, 0.0, 0.0]
+
+
+def test_the_default_device_does_not_matter():
+    with torch.device("meta"):
+        assert linear(start=1.0, end=0.0, steps=10)(5).device.type == "cpu"

@@ -185,3 +185,48 @@ def test_what_a_forward_writes_into_containers_does_not_reach_the_next_call(kind
     seen = [float(loss(state, torch.ones(3, 2))[0]) for _ in range(4)]
     assert seen == [seen[0]] * 4
     assert vars(model).get("seen", []) == []
+
+
+class Inner(nn.Module):
+    """Calls a step of its own model while it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.line, self.ask = nn.Linear(2, 1), None
+
+    def forward(self, x, ask=None):
+        self.kept = x
+        if ask is not None:
+            ask(x)
+        return self.line(self.kept)
+
+
+def test_a_call_within_a_call_leaves_the_outer_one_its_attributes():
+    model = Inner()
+    state, x = ps.init_state(model, ps.sgd(0.1), seed=0), torch.ones(3, 2)
+    loss = ps.loss_step(model, lambda m, x: ps.mean(m(x, ask)))
+    asked = []
+
+    def ask(value):
+        if not asked:
+            asked.append(1)
+            loss(state, 2 * value)
+
+    assert float(loss(state, x)[0]) == pytest.approx(float(loss(state, x)[0]))
+    assert not hasattr(model, "kept")
+
+
+def test_a_buffer_that_is_set_to_none_is_refused():
+    class Loses(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.line = nn.Linear(2, 1)
+            self.register_buffer("seen", torch.zeros(1))
+
+        def forward(self, x):
+            self.seen = None
+            return self.line(x)
+
+    step = ps.loss_step(Loses(), lambda m, x: ps.mean(m(x)))
+    with pytest.raises(ValueError, match="sets its buffer 'seen' to None"):
+        step(ps.init_state(Loses(), ps.sgd(0.1), seed=0), torch.ones(3, 2))

@@ -182,7 +182,7 @@ class Accumulation:
         """Make the body of a scan over batches like ``batch``. Torch traces a body that enters a mode only where it
         was made outside the trace, and a step runs once before it is compiled."""
         forms = tuple(_flat.flatten(value, "")[1] for value in (state, batch, whole))
-        if any(known[1] == forms[1] for known, _ in self._bodies):
+        if any(known[:2] == forms[:2] for known, _ in self._bodies):
             return
         state_form, batch_form, form = forms
 
@@ -199,10 +199,11 @@ class Accumulation:
 
     def _scan_over(self, state: TrainState, whole: Gradient, run: Run, weights: list[Tensor]) -> Gradient:
         """Pool the micro-batches of a run but the first with ``whole``."""
-        rows, leaves, carried = _leaves(run.batches), _leaves(state), [leaf.clone() for leaf in _leaves(whole)]
+        rows, carried = _leaves(run.batches), [leaf.clone() for leaf in _leaves(whole)]
+        leaves, state_form = _flat.flatten(state, "state")
         _, batch_form = _flat.flatten(run.part(0).batch, "batch")
         for forms, body in self._bodies:
-            if _flat.same_structure(forms[1], batch_form):
+            if _flat.same_structure(forms[0], state_form) and _flat.same_structure(forms[1], batch_form):
                 starts = run.first + run.length * torch.arange(1, run.number, device=rows[0].device)
                 last, _ = scan(lambda c, x: body(c, x, leaves, weights), carried, [starts, *(row[1:] for row in rows)])  # noqa: B023
                 return _flat.unflatten(forms[2], last)

@@ -7,7 +7,7 @@ from itertools import accumulate as running_sum
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from tensordict import TensorDict, is_tensor_collection, is_tensorclass
+from tensordict import TensorDict, is_non_tensor, is_tensor_collection, is_tensorclass
 from torch import Tensor
 
 from purestep import _checks
@@ -76,6 +76,8 @@ def tensors_of(value: Any, path: str = "batch") -> Iterator[tuple[str, Tensor]]:
     """
     if isinstance(value, Tensor):
         yield path, value
+    elif is_non_tensor(value):
+        raise TypeError(f"{path} must be a tensor or a nesting of them, got {value.data!r}, which is none")
     elif is_tensor_collection(value) or isinstance(value, dict):
         for key, inner in value.items():
             yield from tensors_of(inner, f"{path}[{key!r}]")

@@ -23,7 +23,7 @@ Scalar = float | Tensor
 def arithmetic(*operands: Tensors | Scalar) -> Loop:
     """Return what computes with these lists and scalars, and with what is made of them. A scalar that is still a tensor
     is one that somebody differentiates by or that lives on a device: it takes the loop."""
-    if _tree.is_transformed() or forward_ad._current_level >= 0:
+    if _tree.is_transformed() or forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack():
         return Loop()
     lists = [operand for operand in operands if isinstance(operand, list)]
     if any(isinstance(operand, Tensor) for operand in operands):
@@ -38,13 +38,14 @@ class Loop:
     in_place = False  # whether tensors may be written
 
     def mul(self, tensors: Tensors, factor: Scalar) -> list[Tensor]:
-        return [tensor * factor for tensor in tensors]
+        # Beside a 0-d parameter a wider 0-d factor would make it wider.
+        return [(tensor * factor).to(tensor.dtype) for tensor in tensors]
 
     def add(self, tensors: Tensors, addend: float) -> list[Tensor]:
         return [tensor + addend for tensor in tensors]
 
     def div(self, tensors: Tensors, divisor: Scalar) -> list[Tensor]:
-        return [tensor / divisor for tensor in tensors]
+        return [(tensor / divisor).to(tensor.dtype) for tensor in tensors]
 
     def add_(self, tensors: Tensors, others: Tensors) -> None:
         raise NotImplementedError("a tensor that is traced or differentiated is not written")
@@ -122,4 +123,4 @@ def _like(scalar: Any, tensor: Tensor) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def _in_float32(number: float) -> Any:
-    return torch.tensor(number, dtype=torch.float32)
+    return torch.tensor(number, dtype=torch.float32, device="cpu")  # whatever the default device is

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from tensordict import TensorDict, TensorDictBase, is_tensorclass
+from tensordict import TensorDict, TensorDictBase, is_non_tensor, is_tensorclass
 from torch import Tensor
 
 _TENSOR, _NUMBER = ("tensor",), ("number",)
@@ -31,6 +31,8 @@ def _flatten(value: Any, leaves: list[Tensor], path: str) -> Any:
         leaves.append(value)
         return _NUMBER if is_number(value) else _TENSOR
     kind = type(value)
+    if is_non_tensor(value):
+        raise TypeError(f"{path} must be a tensor or a nesting of tensors, got {value.data!r}, which is none")
     if is_tensorclass(value):
         fields = value._tensordict
         return ("class", kind, _flatten(fields, leaves, path))

@@ -55,6 +55,7 @@ class BoundModule:
         self._attributes = Attributes(structure)
         # One structure serves one call at a time: its values are swapped in and out.
         self._lock = threading.RLock()
+        self._depth = 0  # calls under way: an objective may call a step of the same model
 
     def __call__(
         self, function: Callable[..., Any], params: TensorDictBase | dict[str, Tensor], buffers: Any, *args: Any
@@ -71,12 +72,16 @@ class BoundModule:
             bound = {f"model.{name}": tensor for name, tensor in bound.items()}
             return functional_call(self._caller, bound, (function, *args), strict=True)
         with self._lock:
+            # What an outer call wrote, it may still read: a call within a call has its own "before".
+            attributes = Attributes(self._caller.model) if self._depth else self._attributes
             before = self._slots.fill(bound)
+            self._depth += 1
             try:
                 return self._caller(function, *args)
             finally:
+                self._depth -= 1
                 self._slots.put(before)
-                self._attributes.restore()
+                attributes.restore()
 
 
 class _Slots:
@@ -130,7 +135,11 @@ class _Caller(nn.Module):
     def forward(self, function: Callable[..., Any], *args: Any) -> tuple[Any, dict[str, Tensor]]:
         result = function(self.model, *args)
         # `getattr`, because a module may write into a buffer or put another tensor in its place.
-        return result, {name: getattr(owner, leaf) for name, owner, leaf in self._buffer_homes}
+        after = {name: getattr(owner, leaf) for name, owner, leaf in self._buffer_homes}
+        for name, buffer in after.items():
+            if buffer is None:
+                raise ValueError(f"the forward sets its buffer {name!r} to None: the state would lose it")
+        return result, after
 
 
 def _home(model: nn.Module, name: str) -> tuple[nn.Module, str]:

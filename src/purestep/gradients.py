@@ -38,9 +38,9 @@ class Gradient:
         """Return ``Σ totalᵢ / weightᵢ`` over the terms: the gradient of the loss."""
         if not self.weight:
             return self.total[0]
-        whole = _tree.map_leaves(lambda leaf: leaf / self.weight[0], self.total[0])
+        whole = _tree.map_leaves(lambda leaf: (leaf / self.weight[0]).to(leaf.dtype), self.total[0])
         for total, weight in zip(self.total[1:], self.weight[1:], strict=True):
-            whole = _tree.map_leaves(lambda sofar, leaf, w=weight: sofar + leaf / w, whole, total)
+            whole = _tree.map_leaves(lambda sofar, leaf, w=weight: sofar + (leaf / w).to(leaf.dtype), whole, total)
         return whole
 
     def merge(self, other: Gradient) -> Gradient:

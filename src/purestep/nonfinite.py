@@ -9,6 +9,7 @@ the metrics, for whoever called the graph to raise.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,7 +49,8 @@ class NonFinite:
     names: tuple[str, ...]
 
     def merge(self, other: NonFinite) -> NonFinite:
-        return NonFinite(self.found | other.found, other.loss, self.squares + other.squares, self.names)
+        loss = torch.where(self.found, self.loss, other.loss)
+        return NonFinite(self.found | other.found, loss, self.squares + other.squares, self.names)
 
     def value(self) -> Tensor:
         """Return 1 where something was not finite, else 0."""
@@ -168,7 +170,7 @@ def _all_finite(grads: Tree) -> bool:
     if _tree.is_transformed():
         return bool(torch.isfinite(_squares(leaves).sum()))
     with torch.no_grad():
-        return math.isfinite(torch.stack(torch._foreach_norm(leaves)).sum().item())
+        return math.isfinite(torch.stack(torch._foreach_norm(leaves)).square().sum().item())
 
 
 def _first(grads: Tree) -> Tensor:
@@ -199,12 +201,26 @@ def _message(loss: Tensor, wrong: list[str], why: str) -> str:
     )
 
 
+def findings(results: Any) -> Iterator[NonFinite]:
+    """Yield each :class:`NonFinite` in a step's results; what a state holds is not looked into."""
+    if isinstance(results, NonFinite):
+        yield results
+    elif isinstance(results, (dict, tuple, list)):
+        for value in results.values() if isinstance(results, dict) else results:
+            yield from findings(value)
+
+
 def raise_pending(results: Any) -> Any:
-    """Return a compiled graph's results without the :class:`NonFinite` in them; raise what one of them found."""
-    kind = type(results)
-    if kind is NonFinite:
-        results.raise_if_found()
-    if kind is dict:
-        looked = {name: raise_pending(value) for name, value in results.items()}
-        return {name: value for name, value in looked.items() if type(value) is not NonFinite}
-    return kind(raise_pending(value) for value in results) if kind in (tuple, list) else results
+    """Return a compiled graph's results without the :class:`NonFinite` in their dicts; raise what one of them found."""
+    for found in findings(results):
+        found.raise_if_found()
+    return _without(results)
+
+
+def _without(results: Any) -> Any:
+    if isinstance(results, dict):
+        kept = {name: _without(value) for name, value in results.items() if type(value) is not NonFinite}
+        return kept if type(results) is dict else type(results)(kept)
+    if type(results) in (tuple, list):
+        return type(results)(_without(value) for value in results)
+    return results

@@ -34,13 +34,15 @@ class ExampleGradients:
 
     def gradient(self) -> TensorDict:
         """Return the gradient of the batch: ``Σₜ (Σᵢ totalₜᵢ) / (Σᵢ weightₜᵢ)`` over terms t and examples i."""
-        shares = [_tree_of(total, lambda leaf, w=w: leaf.sum(0) / w.sum(0)) for total, w in self._terms]
+        shares = [
+            _tree_of(total, lambda leaf, w=w: (leaf.sum(0) / w.sum(0)).to(leaf.dtype)) for total, w in self._terms
+        ]
         return _sum_of(shares, ())
 
     def each(self) -> TensorDict:
         """Return the gradient of each example's own loss, ``Σₜ totalₜᵢ / weightₜᵢ``, with leading dimension
         ``(examples,)``. NaN for an example of weight zero: it has no loss."""
-        shares = [_tree_of(total, lambda leaf, w=w: leaf / _wide(w, leaf)) for total, w in self._terms]
+        shares = [_tree_of(total, lambda leaf, w=w: (leaf / _wide(w, leaf)).to(leaf.dtype)) for total, w in self._terms]
         return _sum_of(shares, self.weight[0].shape)
 
     @property

@@ -16,7 +16,7 @@ from purestep import _flat, _tree
 from purestep.execution import _boundary
 from purestep.execution._boundary import Flat
 from purestep.execution._scalars import StoreScalars
-from purestep.nonfinite import NonFinite, raise_pending
+from purestep.nonfinite import NonFinite, findings, raise_pending
 from purestep.state import TrainState
 
 
@@ -190,7 +190,7 @@ def _flat_function(
             raise ValueError("a step's results must have the same names and structure for every length of the batch")
         if kept is None:
             return outputs
-        after = _boundary.flatten_state(results[0]).leaves
+        after = _unless_raising(results[1], state_leaves, _boundary.flatten_state(results[0]).leaves, kept)
         # A metric that is an entry of the old state, or a view of one, would change with it.
         outputs = [output.clone() for output in outputs]
         for place, (old, new) in enumerate(zip(state_leaves, after, strict=True)):
@@ -205,6 +205,17 @@ def _flat_function(
     return types.FunctionType(
         run.__code__.replace(co_name=name, co_qualname=name), run.__globals__, run.__name__, None, run.__closure__
     )
+
+
+def _unless_raising(metrics: Any, before: list[Tensor], after: list[Tensor], kept: set[int]) -> list[Tensor]:
+    """Return the new leaves, or the old ones where a step is going to raise. (A step may be made of several, be one of
+    replicas, or write more than an update does: nothing of the state that was given may change then.)"""
+    raising = [found.found.any() for found in findings(metrics)]
+    if not raising:
+        return after
+    stays = torch.stack(raising).any()
+    pairs = enumerate(zip(before, after, strict=True))
+    return [new if new is old or place in kept else torch.where(stays, old, new) for place, (old, new) in pairs]
 
 
 def _only_arguments(entries: Sequence[Any]) -> list[bool]:

@@ -95,7 +95,7 @@ def adamw(
             return params
         if decay_mask is None:
             return each.mul(params, factor)
-        return [p * factor if decay_mask(name, p) else p for name, p in zip(names, params, strict=True)]
+        return [(p * factor).to(p.dtype) if decay_mask(name, p) else p for name, p in zip(names, params, strict=True)]
 
     def hyperparams(state: Tree, context: UpdateContext) -> dict[str, Tensor]:
         return {"learning_rate": updates.as_tensor(updates.resolve(rate, context), context.step)}

@@ -76,15 +76,25 @@ class Schedule:
         first, values = self._block
         if first != step - step % _BLOCK:
             first = step - step % _BLOCK
-            values = self._formula(as_steps(torch.arange(first, first + _BLOCK)), self._values).tolist()
-            # A formula that looks at its neighbours is no function of the step: it is asked step by step, as it is.
-            for place in (0, step % _BLOCK):
-                alone = self._formula(as_steps(first + place), self._values).item()
-                if not math.isclose(alone, values[place], rel_tol=1e-12, abs_tol=1e-300):
-                    object.__setattr__(self, "_constant", False)
-                    return self._formula(as_steps(step), self._values)
+            computed = self._block_from(first, step)
+            if computed is None:
+                object.__setattr__(self, "_constant", False)
+                return self._formula(as_steps(step), self._values)
+            values = computed
             object.__setattr__(self, "_block", (first, values))
-        return torch.tensor(values[step % _BLOCK], dtype=torch.float64)
+        return torch.tensor(values[step % _BLOCK], dtype=torch.float64, device="cpu")
+
+    def _block_from(self, first: int, step: int) -> list[float] | None:
+        """Return the values of the block that begins at ``first``, or ``None`` where the formula is to be asked step by
+        step: it looks at its neighbours, or has no value at some step that nobody asked for."""
+        try:
+            block = torch.arange(first, first + _BLOCK, device="cpu")
+            values = self._formula(as_steps(block), self._values).tolist()
+            alone = {p: self._formula(as_steps(first + p), self._values).item() for p in (0, step - first, _BLOCK - 1)}
+        except Exception:  # whatever a user's formula raises, it raises it again where it is asked for the step alone
+            return None
+        same = all(math.isclose(a, values[p], rel_tol=1e-12, abs_tol=1e-300) for p, a in alone.items())
+        return values if same else None
 
     @property
     def name(self) -> str:
