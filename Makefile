@@ -35,7 +35,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python bench/orders.py --json runs/bench
 	$(BIN)/python bench/measure_self_check.py --max-time 1 --json runs/bench/measure_self_check.json
 
-# Everything, with the peers, on one thread and on all, some 15 minutes: what docs/performance.md has. They are not
+# Everything, with the peers, on one thread and on all, some 20 minutes: what docs/performance.md has. They are not
 # pinned: each result says which versions it is of.
 bench-peers: $(VENV)/.peers
 	$(BIN)/python bench/step_overhead.py
@@ -43,6 +43,10 @@ bench-peers: $(VENV)/.peers
 	$(BIN)/python bench/step.py conv gpt --threads all --max-time 15 --only 'fused AdamW' donated
 	$(BIN)/python bench/adamw_update.py
 	$(BIN)/python bench/adamw_update.py --threads all --only 'torch,' donated
+	$(BIN)/python bench/accumulation.py
+	$(BIN)/python bench/accumulation_cost.py
+	$(BIN)/python bench/accumulation_growth.py
+	$(BIN)/python bench/kernels.py --fill
 	$(BIN)/python bench/schedules.py
 	$(BIN)/python bench/orders.py
 	$(BIN)/python bench/fill_tables.py

@@ -214,3 +214,14 @@ def test_one_scanned_step_serves_states_of_several_forms():
     for optimizer in (ps.sgd(0.1), ps.adamw(0.1)):
         state = ps.init_state(model, optimizer, seed=0)
         agree(compiled(state, make_batch()), step(state, make_batch()), 1e-10)
+
+
+@pytest.mark.compiler
+def test_a_scanned_step_may_be_vmapped_over_states():
+    model = make_model(dropout=0.0)
+    step = torch.vmap(step_of(model, microbatch=4, loop="scan"), in_dims=(0, None))
+    states = torch.stack([ps.init_state(model, OPTIMIZER, seed=seed) for seed in (1, 2)])
+    states.params["0.weight"][1] *= 2
+    got, right = ps.compile(step)(states, make_batch())[0], step(states, make_batch())[0]
+    for name, leaf in right.params.items():
+        torch.testing.assert_close(got.params[name], leaf, rtol=1e-12, atol=1e-14)

@@ -106,9 +106,9 @@ def grad_step(
             (``None`` for a term of :func:`once`), before any forward: with them there is one gradient and one backward
             pass a micro-batch, whatever the number of terms. A gradient of such weights is divided already.
         loop: ``"python"`` writes a compiled step's graph out for every micro-batch; with ``"scan"`` it has one body
-            whatever their number, so that compiling takes no longer for more of them, and runs a little slower. Where
-            their lengths differ, the longer come first. A graph with a scan cannot be differentiated or vmapped (torch
-            has no rule for it); eagerly, and where ``ps.compile`` meets a transform, both loops are the same.
+            whatever their number, so that compiling takes no longer for more of them. Where their lengths differ, the
+            longer come first. A graph with a scan may be vmapped over states, and cannot be differentiated (torch has
+            no rule for it); eagerly, and where ``ps.compile`` meets a transform, both loops are the same.
         trainable: the parameters that get gradients: ``None`` for those with ``requires_grad``, a shell pattern over
             dotted names (``"head.*"``), several, or a function ``(name, parameter) -> bool``. The others are
             constants and cost no gradient work.
