@@ -12,7 +12,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-# A block that opens with ```python no-run is shown only (it compiles, or needs what a test machine lacks).
+# A block that opens with ```{.python .no-run} is shown only (it compiles, or needs what a test machine lacks).
 BLOCK = re.compile(r"^```python[ \t]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
