@@ -32,14 +32,6 @@ def map_leaves(fn: Callable[..., Tensor], tree: TensorDictBase, *rest: TensorDic
     )
 
 
-def map_with_names(fn: Callable[..., Tensor], tree: TensorDictBase, *rest: TensorDictBase) -> TensorDict:
-    """As :func:`map_leaves`, with ``fn(name, leaf, *leaves)``."""
-    return TensorDict(
-        {name: fn(name, leaf, *(other[name] for other in rest)) for name, leaf in tree.items()},
-        batch_size=tree.batch_size,
-    )
-
-
 def leaves(tree: TensorDictBase, names: list[str]) -> list[Tensor]:
     """Return the leaves of these names, in their order; a tree has these and no others.
 
