@@ -138,7 +138,7 @@ def test_a_gradient_over_given_denominators_is_divided(whole):
 
 
 @pytest.mark.compiler
-def test_a_scanned_step_compiles_to_the_same_and_no_longer_for_more(whole):
+def test_a_scanned_step_compiles_to_the_same(whole):
     model, state = make_model(dropout=0.0), whole[1]
     step = step_of(model, microbatch=3, loop="scan", weights=denominators)
     agree(ps.compile(step)(state, make_batch()), step(state, make_batch()), 1e-10)
@@ -148,7 +148,7 @@ def test_a_scanned_step_compiles_to_the_same_and_no_longer_for_more(whole):
 def test_denominators_that_are_wrong_make_a_compiled_gradient_nan(whole):
     model, state = make_model(dropout=0.0), whole[1]
     step = ps.compile(step_of(model, accumulate=2, weights=lambda b: (torch.tensor(5.0), b["boxes"].sum(), None)))
-    with pytest.raises(ps.NonFiniteError, match=r"not finite in '0\.weight'"):
+    with pytest.raises(ps.NonFiniteError, match=r"not finite in '0\.weight'.*look whether they are what"):
         step(state, make_batch())
 
 

@@ -205,7 +205,8 @@ class Accumulation:
         for forms, body in self._bodies:
             if _flat.same_structure(forms[0], state_form) and _flat.same_structure(forms[1], batch_form):
                 starts = run.first + run.length * torch.arange(1, run.number, device=rows[0].device)
-                last, _ = scan(lambda c, x: body(c, x, leaves, weights), carried, [starts, *(row[1:] for row in rows)])  # noqa: B023
+                rest = [starts, *(row[1:] for row in rows)]
+                last, _ = scan(lambda c, x: body(c, x, leaves, weights), carried, rest)  # noqa: B023 (it runs at once)
                 return _flat.unflatten(forms[2], last)
         raise RuntimeError('a step with loop="scan" is compiled with ps.compile, or has to run once eagerly before')
 
@@ -230,7 +231,4 @@ def _sum(tree: TensorDict, other: TensorDict, into: bool) -> TensorDict:
     names = list(_tree.as_dict(tree))
     ours, theirs = _tree.leaves(tree, names), _tree.leaves(other, names)
     each = _each.arithmetic(ours, theirs)
-    if into and each.in_place:
-        each.add_(ours, theirs)
-        return tree
-    return _tree.named(names, each.add_scaled(ours, theirs, 1.0), tree)
+    return _tree.named(names, each.add_into(ours, theirs) if into else each.add_scaled(ours, theirs, 1.0), tree)

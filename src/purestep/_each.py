@@ -35,8 +35,6 @@ def arithmetic(*operands: Tensors | Scalar) -> Loop:
 class Loop:
     """One tensor after the other. The names are torch's."""
 
-    in_place = False  # whether tensors may be written
-
     def mul(self, tensors: Tensors, factor: Scalar) -> list[Tensor]:
         # Beside a 0-d parameter a wider 0-d factor would make it wider.
         return [(tensor * factor).to(tensor.dtype) for tensor in tensors]
@@ -47,18 +45,16 @@ class Loop:
     def div(self, tensors: Tensors, divisor: Scalar) -> list[Tensor]:
         return [(tensor / divisor).to(tensor.dtype) for tensor in tensors]
 
-    def add_(self, tensors: Tensors, others: Tensors) -> None:
-        raise NotImplementedError("a tensor that is traced or differentiated is not written")
+    def add_into(self, tensors: Tensors, others: Tensors) -> list[Tensor]:
+        """``x + y``, into the storage of x where nobody traces or differentiates."""
+        return [tensor + other for tensor, other in zip(tensors, others, strict=True)]
 
     def sqrt(self, tensors: Tensors) -> list[Tensor]:
         """The derivative at zero is zero."""
         return [updates.safe_sqrt(tensor) for tensor in tensors]
 
     def lerp(self, starts: Tensors, ends: Tensors, weight: Scalar) -> list[Tensor]:
-        each = zip(starts, ends, strict=True)
-        if isinstance(weight, Tensor):  # torch's own with a 0-d weight has a wrong derivative under functorch
-            return [a + _like(weight, a) * (b - a) for a, b in each]
-        return [torch.lerp(a, b, weight) for a, b in each]
+        return [torch.lerp(a, b, _like(weight, a)) for a, b in zip(starts, ends, strict=True)]
 
     def addcmul(self, tensors: Tensors, left: Tensors, right: Tensors, value: Scalar) -> list[Tensor]:
         each = zip(tensors, left, right, strict=True)
@@ -80,8 +76,6 @@ class Loop:
 class Foreach(Loop):
     """All at once; scalars are numbers."""
 
-    in_place = True
-
     def __init__(self, float32: bool) -> None:
         # What the kernels would round a number to themselves, tensor by tensor, at twice the time.
         self._scalar: Any = _in_float32 if float32 else float
@@ -89,8 +83,9 @@ class Foreach(Loop):
     def mul(self, tensors: Tensors, factor: Any) -> list[Tensor]:
         return list(torch._foreach_mul(tensors, self._scalar(factor)))
 
-    def add_(self, tensors: Tensors, others: Tensors) -> None:
+    def add_into(self, tensors: Tensors, others: Tensors) -> list[Tensor]:
         torch._foreach_add_(tensors, others)
+        return tensors
 
     def add(self, tensors: Tensors, addend: float) -> list[Tensor]:
         return list(torch._foreach_add(tensors, self._scalar(addend)))

@@ -214,7 +214,8 @@ _FORM = "form"
 
 @dataclass(frozen=True)
 class _Form:
-    """The nesting of an objective's outputs, on its way out among the metrics."""
+    """The nesting of an objective's outputs, on its way out among the metrics. It passes for a metric, and is never
+    pooled or read as one: the batch is whole."""
 
     form: Any
 

@@ -18,13 +18,12 @@ import torch.utils._pytree as pytree
 from tensordict import TensorDict
 from torch import Tensor
 
-from purestep import _checks, _tree
+from purestep import _checks, _tree, updates
 from purestep.objectives import Loss, Mean
 from purestep.precision import LOSS_SCALE, DynamicLossScale, scale_of
 from purestep.state import SKIPPED, TrainState
 from purestep.updates import Tree
 
-POLICIES = ("raise", "skip")
 PENDING = "nonfinite"
 
 
@@ -63,7 +62,10 @@ class NonFinite:
             return
         squares = self.squares.reshape(-1, len(self.names))
         wrong = (~torch.isfinite(squares)).any(0).tolist()
-        raise NonFiniteError(_message(self.loss, [n for n, w in zip(self.names, wrong, strict=True) if w], ""))
+        why = ""
+        if bool(torch.isfinite(self.loss).all()):
+            why = "; where weights= are given, look whether they are what the objective counts"
+        raise NonFiniteError(_message(self.loss, [n for n, w in zip(self.names, wrong, strict=True) if w], why))
 
 
 pytree.register_pytree_node(
@@ -153,32 +155,22 @@ def _kept(state: TrainState, after: TrainState, found: Tensor, *also: str) -> Tr
 
 def look(grads: Tree, loss: Tensor) -> NonFinite:
     """Return whether a loss and its gradient are finite."""
-    squares = _squares(list(_tree.as_dict(grads).values()))
+    squares = updates.squares(grads)  # as clipping has them, which a compiled graph then computes once
     finite = torch.isfinite(squares.sum()) & torch.isfinite(loss)
     return NonFinite(~finite, loss, squares, tuple(grads.keys()))
 
 
-def _squares(leaves: list[Tensor]) -> Tensor:
-    """Return the sum of squares of each leaf, summed in float32 at least, ``(leaves,)``: the very expression of
-    ``global_norm``, which a compiled graph then computes once."""
-    return torch.stack([_wide(leaf).square().sum() for leaf in leaves])
-
-
 def _all_finite(grads: Tree) -> bool:
     """As :func:`look`, read at once."""
-    leaves = [_wide(leaf) for leaf in _tree.as_dict(grads).values()]
     if _tree.is_transformed():
-        return bool(torch.isfinite(_squares(leaves).sum()))
+        return bool(torch.isfinite(updates.squares(grads).sum()))
+    leaves = [updates.wide(leaf) for leaf in _tree.as_dict(grads).values()]
     with torch.no_grad():
         return math.isfinite(torch.stack(torch._foreach_norm(leaves)).square().sum().item())
 
 
 def _first(grads: Tree) -> Tensor:
     return next(iter(_tree.as_dict(grads).values()))
-
-
-def _wide(leaf: Tensor) -> Tensor:
-    return leaf.to(torch.float32) if leaf.dtype in (torch.float16, torch.bfloat16) else leaf
 
 
 def explain(found: NonFinite, loss: Loss | Mean) -> NonFiniteError:

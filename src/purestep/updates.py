@@ -212,6 +212,16 @@ def add_scaled(tensor: Tensor, direction: Tensor, scale: float | Tensor) -> Tens
     return tensor.add(direction, alpha=scale)
 
 
+def squares(tree: Tree) -> Tensor:
+    """Return the sum of the squares of each leaf, ``(leaves,)``, summed in float32 at least."""
+    return torch.stack([wide(leaf).square().sum() for leaf in _tree.as_dict(tree).values()])
+
+
+def wide(leaf: Tensor) -> Tensor:
+    """Return a tensor of half precision in float32, and others as they are."""
+    return leaf.to(torch.float32) if leaf.dtype in (torch.float16, torch.bfloat16) else leaf
+
+
 def safe_sqrt(tensor: Tensor) -> Tensor:
     """Return ``√tensor`` with the same bits, and the derivative zero at zero instead of infinity, which times zero is
     NaN."""

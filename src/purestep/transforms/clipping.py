@@ -15,11 +15,7 @@ def global_norm(tree: Tree) -> Tensor:
 
     Its derivative at zero is zero, where the plain square root's would be NaN; the forward bits are the same.
     """
-    squares = []
-    for leaf in _tree.as_dict(tree).values():
-        wide = leaf.to(torch.float32) if leaf.dtype in (torch.float16, torch.bfloat16) else leaf
-        squares.append(wide.square().sum())
-    return updates.safe_sqrt(torch.stack(squares).sum())
+    return updates.safe_sqrt(updates.squares(tree).sum())
 
 
 def clip_by_global_norm(max_norm: Hyperparameter, *, eps: float = 0.0) -> GradientTransformation:
