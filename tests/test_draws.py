@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random as python_random
+
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -149,14 +152,11 @@ def test_attention_whose_row_is_wholly_masked_is_zero_as_torchs_is():
 @pytest.mark.parametrize(
     ("draw", "name"),
     [
-        (lambda x: torch.randint(0, 2, (1,)), "randint"),
-        (lambda x: torch.randperm(3), "randperm"),
-        (lambda x: torch.normal(x, 1.0), "normal"),
-        (lambda x: torch.empty(2).uniform_(), "uniform_"),
-        (lambda x: F.gumbel_softmax(x), "gumbel_softmax"),
-        (lambda x: torch.distributions.Beta(torch.ones(1), torch.ones(1)).sample(), "_sample_dirichlet"),
         (lambda x: torch.ops.aten.rand([2]), "rand"),
-        (lambda x: torch.rand(2, generator=torch.Generator()), "generator"),
+        (lambda x: torch.rand(2, generator=torch.Generator()), "rand is given a generator"),
+        (lambda x: torch.empty(2).uniform_(generator=torch.Generator()), "uniform_ is given a generator"),
+        (lambda x: torch.tensor(python_random.random()), "Python's random"),
+        (lambda x: torch.tensor(numpy.random.rand()), "numpy.random"),
     ],
 )
 def test_what_it_cannot_draw_is_refused_by_name_and_the_generator_put_back(draw, name):
@@ -164,27 +164,135 @@ def test_what_it_cannot_draw_is_refused_by_name_and_the_generator_put_back(draw,
         return ps.mean(model(batch) * draw(batch).sum().to(batch.dtype))
 
     model = nn.Linear(4, 3)
-    before = torch.get_rng_state()
+    before = torch.get_rng_state(), python_random.getstate(), numpy.random.get_state()[1].copy()
     with pytest.raises(ps.UnkeyedDrawError, match=name):
         ps.train_step(model, noisy, ps.sgd(0.1))(ps.init_state(model, ps.sgd(0.1), seed=0), torch.ones(2, 4))
-    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == python_random.getstate()
+    assert (before[2] == numpy.random.get_state()[1]).all()
 
 
-def test_an_rnn_with_dropout_is_refused_and_without_it_is_not():
-    class Last(nn.Module):
-        def __init__(self, dropout):
-            super().__init__()
-            self.rnn = nn.LSTM(4, 5, 2, batch_first=True, dropout=dropout)
+@pytest.mark.compiler
+def test_a_graph_that_draws_is_refused_with_the_line_that_does():
+    def noisy(model, batch):
+        return ps.mean(model(batch) * torch.ops.aten.rand([2, 3]))
 
-        def forward(self, x):
-            return self.rnn(x)[0]
+    model = nn.Linear(4, 3)
+    step, state = ps.train_step(model, noisy, ps.sgd(0.1)), ps.init_state(model, ps.sgd(0.1), seed=0)
+    with pytest.raises(ps.UnkeyedDrawError, match=r"aten.rand.*test_draws.py"):
+        ps.compile(step)(state, torch.ones(2, 4))
 
-    batch = torch.randn(3, 6, 4)
-    quiet, loud = Last(0.0), Last(0.2)
-    make_step(quiet)(ps.init_state(quiet, ps.sgd(0.1), seed=0), batch)
-    with pytest.raises(ps.UnkeyedDrawError, match="lstm"):
-        make_step(loud)(ps.init_state(loud, ps.sgd(0.1), seed=0), batch)
-    ps.eval_step(loud, objective)(ps.init_state(loud, ps.sgd(0.1), seed=0), batch)
+
+class Named(nn.Module):
+    """Two calls of one dropout, one of another, and noise of its own; and an unrelated part that may draw or not."""
+
+    def __init__(self, unrelated):
+        super().__init__()
+        self.unrelated, self.line = unrelated, nn.Linear(4, 4)
+        self.inner, self.outer = nn.Sequential(nn.Dropout(0.5)), nn.Dropout(0.5)
+
+    def forward(self, x):
+        x = self.unrelated(x)
+        hidden = self.line(x)
+        ones = torch.ones(50, 4)
+        self.seen = torch.stack([self.inner(ones), self.inner(ones), self.outer(ones), torch.rand(50, 4)])
+        return hidden
+
+
+def seen(model, run=lambda model: model):
+    masks = []
+
+    def objective(model, x):
+        loss = ps.mean(model(x).sum(-1))
+        masks.append(model.seen)
+        return loss
+
+    ps.train_step(model, objective, ps.sgd(0.1))(ps.init_state(model, ps.sgd(0.1), seed=0), torch.ones(2, 4))
+    return masks[0]
+
+
+def test_a_mask_belongs_to_the_name_of_its_module_and_to_the_call():
+    torch.manual_seed(0)
+    without, with_it = seen(Named(nn.Identity())), seen(Named(nn.Sequential(nn.Dropout(0.2), nn.Dropout(0.2))))
+    assert torch.equal(without, with_it)
+    assert len({tuple(mask.flatten().tolist()) for mask in without}) == 4
+
+
+def test_call_sites_that_are_one_stream_are_caught(monkeypatch):
+    """The mutant: every site is the same."""
+    monkeypatch.setattr("purestep.draws._sites.Call.next_site", lambda call: 0)
+    masks = seen(Named(nn.Identity()))
+    assert torch.equal(masks[0], masks[1])
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN", "RNN, relu", "LSTM, projected", "LSTM, both ways"])
+@pytest.mark.parametrize("layout", ["batch first", "length first", "packed"])
+def test_a_recurrent_network_is_torchs_with_masks_between_its_layers(kind, layout):
+    options = {"RNN, relu": {"nonlinearity": "relu"}, "LSTM, projected": {"proj_size": 3}}.get(kind, {})
+    options |= {"bidirectional": True} if kind == "LSTM, both ways" else {}
+    torch.manual_seed(0)
+    net = getattr(nn, kind.split(",")[0])(4, 5, 3, dropout=0.5, batch_first=layout == "batch first", **options).double()
+    x = torch.randn(6, 7, 4, dtype=torch.float64)  # 6 examples
+    given = {"batch first": x, "length first": x.transpose(0, 1)}.get(
+        layout, nn.utils.rnn.pack_padded_sequence(x, [7, 7, 5, 3, 2, 1], batch_first=True)
+    )
+
+    def output(result):
+        return result[0].data if layout == "packed" else result[0]
+
+    with Draws(KEY, CALLS, watch=True):
+        whole = net(given)
+    with Draws(KEY, CALLS):
+        assert torch.equal(output(whole), output(net(given)))
+    assert not torch.allclose(output(whole), output(net.eval()(given)))
+    net.train().dropout = 1e-12  # of which no entry is
+    with Draws(KEY, CALLS):
+        full = net(given)
+    torch.testing.assert_close(output(full), output(net.eval()(given)), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(full[1], net.eval()(given)[1], rtol=1e-9, atol=1e-12)
+    if layout != "packed":
+        dim = 0 if layout == "batch first" else 1
+        net.train().dropout = 0.5
+        with Draws(KEY, CALLS, first=2, count=3):
+            part = net(given.narrow(dim, 2, 3))
+        torch.testing.assert_close(part[0], whole[0].narrow(dim, 2, 3), rtol=1e-12, atol=0)
+
+
+def test_examples_run_over_the_dimension_that_is_said():
+    x = torch.ones(4, 6, 3)  # (length, batch, channels)
+    with Draws(KEY, CALLS), random.examples(dim=1):
+        whole, noise = F.dropout(x), torch.rand(4, 6)
+    with Draws(KEY, CALLS, first=2, count=2):
+        by_shape = F.dropout(x[:, 2:4])
+        with random.examples(dim=None):
+            torch.rand(2, 4)
+    with Draws(KEY, CALLS, first=2, count=2), random.examples(dim=1):
+        part, part_of_noise = F.dropout(x[:, 2:4]), torch.rand(4, 2)
+        with pytest.raises(ValueError, match=r"examples\(dim=1\).*shape \(4, 3\) beside 2 examples"):
+            torch.rand(4, 3)
+    assert torch.equal(part, whole[:, 2:4])
+    assert torch.equal(part_of_noise, noise[:, 2:4])
+    assert not torch.equal(by_shape, whole[:, 2:4])
+    with Draws(KEY, CALLS, first=2, count=2), random.examples(dim=None):
+        shared = torch.rand(2, 4)
+    with Draws(KEY, CALLS), random.examples(dim=None):
+        assert torch.equal(shared, torch.rand(2, 4))
+
+
+@pytest.mark.parametrize("dim", [1.0, True, "0"])
+def test_a_bad_dimension_is_refused(dim):
+    with pytest.raises(TypeError, match="dim must be an int or None"):
+        random.examples(dim=dim)
+
+
+def test_attention_of_length_first_layers_follows_the_examples():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.4).double()
+    x = torch.randn(5, 6, 8, dtype=torch.float64)  # (length, batch, channels)
+    with Draws(KEY, CALLS), random.examples(dim=1):
+        whole = layer(x)
+    with Draws(KEY, CALLS, first=3, count=3), random.examples(dim=1):
+        part = layer(x[:, 3:])
+    torch.testing.assert_close(part, whole[:, 3:], rtol=1e-12, atol=1e-14)
 
 
 def test_activation_checkpointing_is_refused():

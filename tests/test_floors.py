@@ -14,9 +14,9 @@ FLOORS: dict[str, list[list[str]]] = {
     "0 ground": [
         ["_checks", "_tree", "_flat"],
         ["_batches", "random", "objectives", "_structure", "precision"],
-        ["updates", "functional", "metrics"],
-        ["_each"],
-        ["state", "draws"],
+        ["updates", "draws", "metrics"],
+        ["functional", "_each"],
+        ["state", "initialisation"],
         ["_rerun"],
         ["remat"],
     ],
@@ -26,7 +26,7 @@ FLOORS: dict[str, list[list[str]]] = {
         ["step", "per_example", "optimizers", "checkpoint", "data.sources", "data.tables", "data.pipeline", "data"],
         ["execution"],
     ],
-    "3 shells": [["integrations", "laws", "measure"], ["fit"], ["demo"], ["cli"]],
+    "3 shells": [["integrations", "measure"], ["laws"], ["fit"], ["demo", "_schedule_cli"], ["cli"]],
 }
 ROWS = [row for rows in FLOORS.values() for row in rows]
 HEIGHT = {room: height for height, row in enumerate(ROWS) for room in row}

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import purestep as ps
 from purestep import random
 from purestep.laws._world import guarded_world
+from purestep.random import _eager, _philox, _stream, distributions
+from purestep.random._philox import philox
 
 COUNT = 1 << 16
 
@@ -33,7 +39,7 @@ KNOWN = [
 @pytest.mark.parametrize(("counter", "key", "result"), KNOWN)
 def test_philox_has_the_published_answers(counter, key, result):
     c0, c1, c2, purpose = counter
-    got = random._philox(*words(*key), *words(c0, c1, c2), purpose)
+    got = philox(*words(*key), *words(c0, c1, c2), purpose)
     assert [word.item() for word in got] == list(result)
 
 
@@ -144,7 +150,9 @@ def test_keys_made_of_a_key_are_all_different():
         random.fold_in(key, torch.arange(200)),
         random.fold_in(key, 1 << 40)[None],
         random.split(key, 200),
-        torch.stack([random.site_key(key, torch.tensor(call), site) for call in range(5) for site in range(5)]),
+        random.call_key(key, torch.arange(200)),
+        random.bits(key, (400,)).reshape(-1, 4)[:, :2],
+        random.bits(key, (400,), site=1).reshape(-1, 4)[:, :2],
         random.fold_in(random.fold_in(key, 0), torch.arange(50)),
         random.split(random.split(key)[0], 50),
     ]
@@ -176,14 +184,197 @@ def test_under_vmap_each_member_has_its_own_key():
         assert torch.equal(together[position], random.normal(random.fold_in(keys[position], 2), (4,)))
 
 
+# Each generator that is elementwise, as a function of (key, shape, start, site).
+ELEMENTWISE = {
+    "bits": random.bits,
+    "uniform": random.uniform,
+    "uniform, bfloat16": lambda *a, **k: random.uniform(*a, dtype=torch.bfloat16, **k),
+    "uniform, float64": lambda *a, **k: random.uniform(*a, dtype=torch.float64, **k),
+    "normal": random.normal,
+    "exponential": random.exponential,
+    "gumbel": random.gumbel,
+    "bernoulli": lambda key, shape, **k: random.bernoulli(key, 0.3, shape, **k),
+    "truncated_normal": lambda key, shape, **k: random.truncated_normal(key, -1.0, 2.0, shape, **k),
+    "randint": lambda key, shape, **k: random.randint(key, shape, -3, 100, **k),
+    "randint, wide": lambda key, shape, **k: random.randint(key, shape, -(1 << 62), 1 << 62, **k),
+    "categorical": lambda key, shape, **k: random.categorical(key, torch.tensor([0.0, 1.0, -1.0]), shape=shape, **k),
+}
+elementwise = pytest.mark.parametrize("draw", ELEMENTWISE.values(), ids=list(ELEMENTWISE))
+
+
+@elementwise
+@settings(max_examples=15, deadline=None)
+@given(start=st.integers(0, 70) | st.just(2**34 - 9), count=st.integers(0, 40), seed=st.integers(0, 2**64 - 1))
+def test_a_stream_can_be_entered_anywhere(draw, start, count, seed):
+    key, site = random.key(seed), seed >> 3
+    part = draw(key, (count,), start=start, site=site)
+    assert torch.equal(part, draw(key, (count,), start=torch.tensor(start), site=site))
+    if start <= 70:
+        assert torch.equal(part, draw(key, (start + count,), site=site)[start:])
+
+
+@elementwise
+def test_shapes_are_one_stream_and_sites_are_others(draw):
+    key = random.key(5)
+    assert torch.equal(draw(key, (4, 5)), draw(key, (20,)).reshape(4, 5))
+    assert draw(key, (0, 3)).shape == (0, 3)
+    assert draw(key, ()).shape == ()
+    streams = [draw(key, (64,), site=site) for site in (0, 1, 1 << 31, 1 << 32, (1 << 61) - 1)]
+    assert len({tuple(stream.tolist()) for stream in streams}) == len(streams)
+
+
+@elementwise
+def test_the_same_bits_under_vmap_and_grad(draw):
+    keys = random.split(random.key(0), 3)
+    expected = torch.stack([draw(key, (9,), start=6, site=2) for key in keys])
+    assert torch.equal(torch.vmap(lambda key: draw(key, (9,), start=6, site=2))(keys), expected)
+    # One key, and each member enters its stream elsewhere.
+    starts = torch.tensor([0, 3, 6])
+    found = torch.vmap(lambda start: draw(keys[0], (5,), start=start))(starts)
+    assert torch.equal(found, torch.stack([draw(keys[0], (5,), start=int(start)) for start in starts]))
+
+    def drawn(x, key):
+        made = draw(key, (9,), start=6, site=2)
+        return (x * made.double()).sum(), made
+
+    gradient, made = torch.func.grad(drawn, has_aux=True)(torch.ones(9, dtype=torch.float64), keys[0])
+    assert torch.equal(made, expected[0])
+    assert torch.equal(gradient, expected[0].double())
+
+
+def test_the_eager_ways_have_the_bits_of_the_operations_written_out():
+    # By Python's integers, by pieces of arrays, across a piece, across the high word of the block's number.
+    place = _philox.site_words((5 << 32) + 77, 0)
+    key = random.key(0x123456789ABCDEF)
+    for count in (1, 3, 4 * 256, 4 * 256 + 1, 4 * _eager.PIECE + 7):
+        for start in (0, 1, 6, (1 << 34) - 5, (1 << 34) - 4 * 300):
+            right = _stream._written_out(key, start, count, place)
+            assert torch.equal(_stream._in_place(key, start, count, place, 0), right)
+            assert torch.equal(_stream._in_place(key, start, count, place, 24), (right >> 8) * 2.0**-24)
+            assert torch.equal(_stream._in_place(key, start, count, place, 32), right.double() * 2.0**-32)
+    # They would see a site that is not passed on, and a key word that is not advanced.
+    assert not torch.equal(_stream._in_place(key, 0, 9, (0, 0), 0), _stream._written_out(key, 0, 9, place))
+
+
+def test_what_one_thread_keeps_is_not_another_s_and_no_result_is_kept():
+    key = random.key(1)
+    first = random.bits(key, (5000,))
+    before = first.clone()
+    with torch.inference_mode():
+        random.bits(random.key(2), (5000,))
+    random.bits(random.key(3), (5000,))
+    assert torch.equal(first, before)
+    with ThreadPoolExecutor(4) as pool:
+        for made in pool.map(lambda _: random.bits(key, (5000,)), range(16)):
+            assert torch.equal(made, before)
+
+
 @pytest.mark.compiler
 def test_compiled_it_gives_the_same_bits():
-    def draw(key):
-        return random.uniform(random.fold_in(key, 5), (9,))
+    # A start that is known and one that is not, derived keys, a batch of keys, each dtype of the operation.
+    def draw(key, keys, start):
+        folded = random.fold_in(key, start)
+        return [
+            random.uniform(random.call_key(key, start), (9,), start=3, site=1 << 40),
+            random.bits(key, (9,), start=start),
+            torch.vmap(lambda key: random.normal(random.fold_in(key, 3), (3,), start=start))(keys),
+            folded,
+        ]
 
     compiled = torch.compile(draw, fullgraph=True)
     for seed in (0, 2**40 + 1):
-        assert torch.equal(draw(random.key(seed)), compiled(random.key(seed)))
+        inputs = random.key(seed), random.split(random.key(seed), 2), torch.tensor(seed + 2)
+        for eager, graph in zip(draw(*inputs), compiled(*inputs), strict=True):
+            assert torch.equal(eager, graph)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@elementwise
+def test_on_cuda_it_gives_the_same_numbers(draw):
+    there = (
+        draw(random.key(7, device="cuda"), (1001,), start=5, site=3) if draw is not ELEMENTWISE["categorical"] else None
+    )
+    if there is not None:
+        torch.testing.assert_close(there.cpu(), draw(random.key(7), (1001,), start=5, site=3), rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    low=st.integers(-(1 << 63), (1 << 63) - 1),
+    size=st.integers(1, 1 << 32) | st.integers(1, 1 << 63) | st.sampled_from([1, 1 << 32, (1 << 32) + 1, 1 << 63]),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_randint_is_the_high_part_of_a_product(low, size, seed):
+    high = min(low + size, 1 << 63)
+    each = 2 if high - low <= 1 << 32 else 4
+    words = random.bits(random.key(seed), (6, each)).tolist()
+    wide = [sum(word << 32 * (each - 1 - place) for place, word in enumerate(row)) for row in words]
+    expected = [low + (number * (high - low) >> 32 * each) for number in wide]
+    assert random.randint(random.key(seed), (6,), low, high).tolist() == expected
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 1000])
+def test_a_permutation_has_every_index_once(n):
+    order = random.permutation(random.key(3), n)
+    assert order.sort().values.tolist() == list(range(n))
+    if n == 1000:
+        assert not torch.equal(order, random.permutation(random.key(4), n))
+        assert not torch.equal(order, random.permutation(random.key(3), n, site=1))
+
+
+def test_the_order_of_three_is_each_of_six_as_often():
+    keys = random.split(random.key(1), 6000)
+    orders = torch.vmap(lambda key: random.permutation(key, 3))(keys) @ torch.tensor([9, 3, 1])
+    counts = orders.unique(return_counts=True)[1]
+    assert len(counts) == 6
+    assert ((counts - 1000) ** 2 / 1000).sum() < 20.5  # chi-square, 5 degrees: one in a thousand lies beyond
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("word", [0, 1, (1 << 31), (1 << 32) - 1])
+def test_no_word_makes_a_number_infinite(dtype, word, monkeypatch):
+    monkeypatch.setattr(distributions, "bits", lambda key, shape, **place: torch.full(tuple(shape), word))
+    key = random.key(0)
+    for made in (
+        random.normal(key, (4,), dtype=dtype),
+        random.exponential(key, (4,), dtype=dtype),
+        random.gumbel(key, (4,), dtype=dtype),
+        random.truncated_normal(key, -math.inf, math.inf, (4,), dtype=dtype),
+        random.truncated_normal(key, 30.0, math.inf, (4,), dtype=dtype),
+    ):
+        assert made.dtype == dtype
+        assert made.isfinite().all()
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(-1.0, 2.0), (5.0, 5.5), (-40.0, -30.0), (30, math.inf), (-math.inf, 0)])
+def test_truncated_normal_numbers_lie_between_the_bounds_as_they_should(lower, upper):
+    made = random.truncated_normal(random.key(1), lower, upper, (COUNT,), dtype=torch.float64)
+    assert made.min() >= lower
+    assert made.max() <= upper
+    if max(abs(made.min()), abs(made.max())) < 8:
+        at = torch.special.ndtr(torch.tensor([-upper, -lower] if lower > 0 else [lower, upper], dtype=torch.float64))
+        share = (torch.special.ndtr(-made if lower > 0 else made) - at[0]) / (at[1] - at[0])
+        assert statistics(share) < 1.95
+
+
+def test_categories_are_drawn_as_often_as_their_probabilities():
+    p = torch.tensor([[0.5, 0.2, 0.3, 0.0], [0.1, 0.1, 0.1, 0.7]])
+    drawn = random.categorical(random.key(2), p.log(), shape=(20000,))
+    assert drawn.shape == (20000, 2)
+    counts = F.one_hot(drawn, 4).double().sum(0)
+    assert counts[0, 3] == 0
+    excess = (counts - p * 20000) ** 2 / (p * 20000)
+    assert excess[0, :3].sum() < 13.9  # two degrees of freedom, one in a thousand
+    assert excess[1].sum() < 16.3
+
+
+def test_derivatives_go_around_the_draws():
+    logits = torch.zeros(3, requires_grad=True)
+    assert not random.categorical(random.key(0), logits).requires_grad
+    scale = torch.tensor(2.0, requires_grad=True)
+    (random.normal(random.key(0), (5,)) * scale).sum().backward()
+    assert scale.grad == random.normal(random.key(0), (5,)).sum()
 
 
 @pytest.mark.parametrize(
@@ -194,6 +385,42 @@ def test_compiled_it_gives_the_same_bits():
         (lambda: random.key("a"), TypeError, "seed must be an int of at least 0, got 'a' of type str"),
         (lambda: random.key(True), TypeError, "got True"),
         (lambda: random.split(random.key(0), 0), ValueError, "count must be an int of at least 1, got 0"),
+        (lambda: random.bits([0, 1], (3,)), TypeError, "key must be an int64 tensor of shape (2,)"),
+        (lambda: random.bits(torch.zeros(2), (3,)), ValueError, "got torch.float32 of shape (2,)"),
+        (lambda: random.bits(random.split(random.key(0)), (3,)), ValueError, "got torch.int64 of shape (2, 2)"),
+        (lambda: random.fold_in(random.key(0), -1), ValueError, "data must be an int of at least 0, got -1"),
+        (lambda: random.fold_in(random.key(0), 1 << 63), ValueError, "data must be below 2**63"),
+        (
+            lambda: random.fold_in(random.key(0), torch.ones(2)),
+            TypeError,
+            "data must be an int or an int64 tensor, got",
+        ),
+        (lambda: random.call_key(random.key(0), 1.0), TypeError, "calls must be an int of at least 0, got 1.0"),
+        (lambda: random.bits(random.key(0), (3,), site=-1), ValueError, "site must be an int of at least 0, got -1"),
+        (lambda: random.bits(random.key(0), (3,), site=1 << 61), ValueError, "site must be below 2**61"),
+        (lambda: random.bits(random.key(0), (3,), start=-4), ValueError, "start must be an int of at least 0, got -4"),
+        (lambda: random.bits(random.key(0), (3,), start=1.5), TypeError, "start must be an int of at least 0, got 1.5"),
+        (lambda: random.normal(random.key(0), (3,), start=torch.zeros(2).long()), ValueError, "of shape (2,)"),
+        (lambda: random.uniform(random.key(0), (3,), dtype=torch.int64), TypeError, "dtype must be float16, bfloat16"),
+        (lambda: random.bernoulli(random.key(0), 1.5, (3,)), ValueError, "p must be a finite number at least 0 and"),
+        (lambda: random.randint(random.key(0), (3,), 2, 2), ValueError, "low must be below high"),
+        (lambda: random.randint(random.key(0), (3,), 0, 2.0), TypeError, "high must be an int, got 2.0"),
+        (lambda: random.randint(random.key(0), (3,), -(1 << 63), 1 << 63), ValueError, "at most 2**63 apart"),
+        (lambda: random.permutation(random.key(0), -1), ValueError, "n must be an int of at least 0, got -1"),
+        (lambda: random.truncated_normal(random.key(0), 1.0, 1.0, (3,)), ValueError, "lower must be below upper"),
+        (lambda: random.truncated_normal(random.key(0), 0.0, math.nan, (3,)), ValueError, "lower must be below upper"),
+        (lambda: random.truncated_normal(random.key(0), "a", 1.0, (3,)), TypeError, "lower must be a number, got 'a'"),
+        (
+            lambda: random.truncated_normal(random.key(0), 40.0, 41.0, (3,)),
+            ValueError,
+            "numbers between them that occur",
+        ),
+        (
+            lambda: random.categorical(random.key(0), torch.ones(2).long()),
+            TypeError,
+            "logits must be a floating tensor",
+        ),
+        (lambda: random.categorical(random.key(0), torch.ones(2, 0)), ValueError, "at least one category, got (2, 0)"),
     ],
 )
 def test_what_is_refused(call, error, message):

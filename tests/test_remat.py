@@ -110,7 +110,7 @@ def test_other_draws_in_the_second_run_are_seen(fault, pair, monkeypatch):
             if fault == "the state's other call":
                 place = place._replace(calls=place.calls + 1)
             else:
-                place = place._replace(site=0)
+                place = place._replace(module_call=place.module_call + 1)
         return rightly(place)
 
     plain, rerun, state = pair

@@ -12,6 +12,7 @@ from purestep.execution.compile import compile, compiler_missing
 from purestep.fit import evaluate, fit
 from purestep.functional import BoundModule, load_into
 from purestep.gradients import Gradient
+from purestep.initialisation import init_params
 from purestep.nonfinite import NonFiniteError
 from purestep.objectives import Loss, Mean, mean, merge, once, values
 from purestep.optimizers import adamw, matrices_only, sgd
@@ -51,6 +52,7 @@ __all__ = [
     "ggn_vp",
     "grad_step",
     "hvp",
+    "init_params",
     "init_state",
     "init_state_from_meta",
     "jvp",

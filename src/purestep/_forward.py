@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from purestep import _checks, objectives, random
-from purestep.draws import Draws, unread_generator
+from purestep.draws import Draws, unread_generators
 from purestep.functional import BoundModule, check_same_names
 from purestep.objectives import Loss, Mean
 from purestep.precision import autocast, check_precision
@@ -26,13 +27,16 @@ class Context(NamedTuple):
     Attributes:
         step: int64, 0-d: updates applied so far.
         key: int64, ``(2,)``: a random key of this call alone (:func:`purestep.random.fold_in` gives more). With
-            ``accumulate > 1`` all micro-batches have the same.
+            ``accumulate > 1`` all micro-batches have the same; ``start`` of the generators tells them apart.
         training: whether the forward is a training forward.
+        first: index, in the whole batch, of the first example of this micro-batch; an int or an int64 0-d tensor. With
+            ``n`` numbers for each example, ``start=n * context.first`` gives each its own however the batch is cut.
     """
 
     step: Tensor
     key: Tensor
     training: bool
+    first: int | Tensor = 0
 
 
 class Forward:
@@ -46,6 +50,7 @@ class Forward:
         self._call, self._takes_context = _reader(objective)
         self._code = getattr(objective, "__code__", None)
         self._training = training
+        self._probed = False  # whether a first call was seen to leave every global generator alone
         check_precision(precision)
         self._precision = precision
 
@@ -63,7 +68,7 @@ class Forward:
         """``bare``: a bare tensor may be the loss; ``first``, ``count``: the place of a micro-batch in its batch."""
         context: tuple[Context, ...] = ()
         if self._takes_context:
-            context = (Context(state.step, random.fold_in(state.key, state.calls), self._training),)
+            context = (Context(state.step, random.fold_in(state.key, state.calls), self._training, first),)
 
         def call(watch: bool = False) -> tuple[Any, dict[str, Tensor]]:
             draws = Draws(state.key, state.calls, first=first, count=count, watch=watch)
@@ -71,8 +76,10 @@ class Forward:
                 return self.bound(self._call, dict(params), buffers, batch, *context)
 
         try:
-            with unread_generator(lambda: call(watch=True)):
+            with unread_generators(lambda: call(watch=True), thorough=not self._probed):
                 result, after = call()
+            if not torch.compiler.is_compiling():
+                self._probed = True
         except KeyError as error:
             raise self._explained(error, batch) from error
         return objectives.read_outcome(result, bare=bare), after

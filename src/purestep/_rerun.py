@@ -209,7 +209,7 @@ def _replicated(module: nn.Module, twins: dict[int, nn.Module]) -> nn.Module:
 
 def _plain_forward(block: nn.Module) -> Callable[..., Any]:
     """Return the ``forward`` that the block had before it was rematerialised."""
-    base: Any = type(block).__mro__[1]
+    base: Any = next(kind for kind in type(block).__mro__ if not hasattr(kind, "is_rematerialised"))
     return base.forward
 
 

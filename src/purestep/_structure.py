@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-# An RNN's `_flat_weights` are refreshed by torch at every call.
+# An RNN's `_flat_weights` are its parameters once more, see `_with_weights_by_name`.
 _REGISTERED = ("_parameters", "_buffers", "_modules", "_flat_weights")
 _DEPTH = 5
 
@@ -52,7 +52,32 @@ def structure_of(model: nn.Module) -> nn.Module:
                 f"model keeps {names[id(found)]!r} also in {path}, where no value can be bound: use nn.ParameterList, "
                 "nn.ParameterDict or nn.ModuleList, or read it from the submodule that owns it, through self"
             )
+    for module in structure.modules():
+        if isinstance(module, nn.RNNBase):
+            kind: Any = type(module)
+            module.__class__ = _with_weights_by_name(kind)
     return structure
+
+
+@functools.cache
+def _with_weights_by_name(kind: Any) -> Any:
+    """Return the subclass of an RNN's class that reads its weights by their names at every call. Torch's keeps them in
+    a list as well, and to refresh it is a side effect, by which a compiled gradient would leave its trace."""
+
+    def read(module: Any) -> list[Any]:
+        return [getattr(module, name) for name in module._flat_weights_names]
+
+    def leave(module: Any, *_: Any) -> None:
+        pass
+
+    body = {
+        "_flat_weights": property(read, leave),
+        "_update_flat_weights": leave,
+        "_init_flat_weights": leave,
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+    }
+    return type(kind.__name__, (kind,), body)
 
 
 def _reachable(model: nn.Module) -> Iterator[tuple[str, Any]]:

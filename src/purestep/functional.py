@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from purestep import _checks, _tree
 from purestep._structure import Attributes, structure_of
+from purestep.draws import name_calls
 
 Trainable = str | Sequence[str] | Callable[[str, Tensor], bool] | None
 
@@ -48,6 +49,8 @@ class BoundModule:
             structure.eval()
         elif not structure.training:
             structure.train()
+        if training:  # (in evaluation hooks would keep a transformer from its fast path; what draws there goes unnamed)
+            name_calls(structure)
         self.parameter_names = tuple(name for name, _ in model.named_parameters())
         self.buffer_names = tuple(name for name, _ in model.named_buffers())
         self._caller = _Caller(structure)

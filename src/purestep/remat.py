@@ -134,6 +134,8 @@ def _rematerialised(base: Any) -> Any:
 class _Rematerialised:
     """Marks the classes that :func:`_rematerialised` makes."""
 
+    is_rematerialised = True
+
 
 def _blank(base: Any) -> Any:
     kind = _rematerialised(base)

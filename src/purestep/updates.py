@@ -18,7 +18,6 @@ from torch.autograd import forward_ad
 
 from purestep import _checks, _tree, random
 
-Hyperparameter = float | Tensor | Callable[[Any], Tensor]
 Tree = TensorDictBase
 
 
@@ -30,18 +29,42 @@ class UpdateContext(NamedTuple):
         seed_key: the state's random key, the same at every step: draw from ``key`` instead.
         loss: the loss of the batch, 0-d, or ``None`` where nobody computed one.
         calls: int64, 0-d: steps attempted so far; ``None`` where there is no count.
+        aux: the states of the train state's machines by name, before this update; ``None`` where there are none.
     """
 
     step: Tensor
     seed_key: Tensor
     loss: Tensor | None = None
     calls: Tensor | None = None
+    aux: Tree | None = None
 
     @property
     def key(self) -> Tensor:
         """A random key of this update alone, int64, ``(2,)``; computed when it is asked for."""
         calls = self.step if self.calls is None else self.calls
-        return random.site_key(self.seed_key, calls, random.UPDATE_SITE)
+        return random.fold_in(random.call_key(self.seed_key, calls), 0)
+
+
+@dataclass(frozen=True)
+class FromContext:
+    """A hyperparameter that is read from more than the step, such as a machine's state in ``context.aux``.
+
+    Attributes:
+        function: ``context -> 0-d tensor``, pure.
+        written: its ``repr``.
+    """
+
+    function: Callable[[UpdateContext], Tensor]
+    written: str
+
+    def __call__(self, context: UpdateContext) -> Tensor:
+        return self.function(context)
+
+    def __repr__(self) -> str:
+        return self.written
+
+
+Hyperparameter = float | Tensor | Callable[[Any], Tensor] | FromContext
 
 
 def _nothing(state: Tree, context: UpdateContext) -> dict[str, Tensor]:
@@ -85,57 +108,107 @@ class Optimizer:
     eval_params: Callable[[Tree, Tree], Tree] = _as_they_are
 
 
-def chain(*parts: GradientTransformation | Optimizer) -> Any:
-    """Apply gradient transformations from left to right, and then the optimizer that closes them.
+@dataclass(frozen=True)
+class Projection:
+    """A map from parameters to parameters that follows an optimizer in a chain, and keeps nothing.
 
-    The state is a TensorDict with one entry for each part, ``"0"``, ``"1"``, ...
+    Attributes:
+        project: ``(params, context) -> params``, pure.
+        check: ``params -> None``: raises where such parameters cannot be projected.
+    """
+
+    project: Callable[[Tree, UpdateContext], Tree]
+    check: Callable[[Tree], None]
+
+
+def chain(*parts: GradientTransformation | Optimizer | Projection) -> Any:
+    """Apply gradient transformations from left to right, then the optimizer that closes them, then projections.
+
+    The state is a TensorDict with one entry for each part, ``"0"``, ``"1"``, ...; a projection's is empty. What is
+    evaluated is what the optimizer says, of parameters that were projected; a projection has no look at an average that
+    the optimizer keeps. So a wrapper that averages goes around the chain.
 
     Returns:
-        An :class:`Optimizer` where the last part is one, a :class:`GradientTransformation` otherwise.
+        An :class:`Optimizer` where one closes the transformations, a :class:`GradientTransformation` otherwise.
 
     Raises:
-        ValueError: no parts, or an optimizer that is not the last.
-        TypeError: a part that is neither.
+        ValueError: no parts, an optimizer before a transformation or another optimizer, a projection that follows none.
+        TypeError: a part that is none of the three.
     """
-    if not parts:
-        raise ValueError("chain needs at least one part, got none")
-    for position, part in enumerate(parts):
-        if not isinstance(part, (GradientTransformation, Optimizer)):
-            raise TypeError(
-                f"part {position} of chain must be a GradientTransformation or an Optimizer, got {part!r} of type "
-                f"{type(part).__name__}"
-            )
-        if isinstance(part, Optimizer) and position != len(parts) - 1:
-            raise ValueError(f"an optimizer must be the last part of chain, got one as part {position} of {len(parts)}")
+    last = _check_parts(parts)
 
     def init(params: Tree) -> TensorDict:
-        return TensorDict({str(i): part.init(params) for i, part in enumerate(parts)}, batch_size=[])
+        states = {}
+        for i, part in enumerate(parts):
+            if isinstance(part, Projection):
+                part.check(params)
+            states[str(i)] = TensorDict({}, []) if isinstance(part, Projection) else part.init(params)
+        return TensorDict(states, batch_size=[])
 
     def update(grads: Tree, state: Tree, params: Tree, context: UpdateContext) -> tuple[Tree, Tree]:
-        after = {}
+        tree, after = grads, {}
         for i, part in enumerate(parts):
-            grads, after[str(i)] = part.update(grads, state[str(i)], params, context)
-        return grads, TensorDict(after, batch_size=state.batch_size)
+            if isinstance(part, Projection):
+                tree, after[str(i)] = part.project(tree, context), state[str(i)]
+            else:
+                tree, after[str(i)] = part.update(tree, state[str(i)], params, context)
+        return tree, TensorDict(after, batch_size=state.batch_size)
 
     def hyperparams(state: Tree, context: UpdateContext) -> dict[str, Tensor]:
         used: dict[str, Tensor] = {}
         for i, part in enumerate(parts):
-            for name, value in part.hyperparams(state[str(i)], context).items():
-                used[name if name not in used else f"{name}.{i}"] = value
+            if not isinstance(part, Projection):
+                for name, value in part.hyperparams(state[str(i)], context).items():
+                    used[name if name not in used else f"{name}.{i}"] = value
         return used
 
-    last = parts[-1]
-    if not isinstance(last, Optimizer):
+    closing = parts[last]
+    if not isinstance(closing, Optimizer):
         return GradientTransformation(init, update, hyperparams)
+    if evaluates_what_it_trains(closing):
+        return Optimizer(init, update, hyperparams)
 
     def eval_params(params: Tree, state: Tree) -> Tree:
-        return last.eval_params(params, state[str(len(parts) - 1)])
+        return closing.eval_params(params, state[str(last)])
 
     return Optimizer(init, update, hyperparams, eval_params)
 
 
+def evaluates_what_it_trains(optimizer: Optimizer) -> bool:
+    """Whether an optimizer has no ``eval_params`` of its own."""
+    return optimizer.eval_params is _as_they_are
+
+
+def _check_parts(parts: tuple[Any, ...]) -> int:
+    """Raise where these make no chain; return the place of the last one that is no projection."""
+    if not parts:
+        raise ValueError("chain needs at least one part, got none")
+    for position, part in enumerate(parts):
+        if not isinstance(part, (GradientTransformation, Optimizer, Projection)):
+            raise TypeError(
+                f"part {position} of chain must be a GradientTransformation or an Optimizer, got {part!r} of type "
+                f"{type(part).__name__}"
+            )
+    last = max((i for i, part in enumerate(parts) if not isinstance(part, Projection)), default=-1)
+    for position, part in enumerate(parts):
+        if isinstance(part, Optimizer) and position != last:
+            raise ValueError(
+                f"an optimizer must be the last part of chain but for projections, got one as part {position} of "
+                f"{len(parts)}"
+            )
+        if isinstance(part, Projection) and (position < last or last < 0 or not isinstance(parts[last], Optimizer)):
+            raise ValueError(f"a projection must follow an optimizer, got one as part {position} of {len(parts)}")
+    return last
+
+
 def check_hyperparameter(
-    name: str, value: Any, *, minimum: float | None = 0.0, above: float | None = None, below: float | None = None
+    name: str,
+    value: Any,
+    *,
+    minimum: float | None = 0.0,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
 ) -> None:
     """Check a hyperparameter that may be a number, a tensor or a schedule; only a number has a value to check."""
     if isinstance(value, Tensor):
@@ -147,7 +220,7 @@ def check_hyperparameter(
                 f"{name} must be a number, a 0-d tensor or a schedule (step -> rate), got {value!r} of type "
                 f"{type(value).__name__}"
             )
-        _checks.number(name, value, minimum=minimum, above=above, below=below)
+        _checks.number(name, value, minimum=minimum, maximum=maximum, above=above, below=below)
 
 
 def is_zero(value: Hyperparameter) -> bool:
@@ -167,6 +240,8 @@ def check_real(params: Tree, owner: str) -> None:
 
 def resolve(value: Hyperparameter, context: UpdateContext) -> float | Tensor:
     """Return a hyperparameter's value at this step: a schedule is called, a number or tensor stays."""
+    if isinstance(value, FromContext):
+        return value(context)
     return value(context.step) if callable(value) else value
 
 

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from purestep import _flat, _tree
 from purestep.execution import _boundary
 from purestep.execution._boundary import Flat
+from purestep.execution._random_operations import RefuseRandomOperations
 from purestep.execution._scalars import StoreScalars
 from purestep.nonfinite import NonFinite, findings, raise_pending
 from purestep.state import TrainState
@@ -97,10 +98,32 @@ class _Probe(NamedTuple):
 class _Graph:
     """One structure of (state, batch) and what was compiled for it."""
 
-    def __init__(self, run: Callable[..., list[Tensor]], probe: _Probe, numbers: _Numbers) -> None:
-        self.run, self.form, self.returns_state, self.numbers = run, probe.form, probe.returns_state, numbers
+    def __init__(
+        self,
+        run: Callable[..., list[Tensor]],
+        probe: _Probe,
+        numbers: _Numbers,
+        search: RefuseRandomOperations,
+    ) -> None:
+        self._run, self._search = run, search
+        self.form, self.returns_state, self.numbers = probe.form, probe.returns_state, numbers
         self.moved = probe.moved
         self.may_raise = _flat.holds(probe.form, NonFinite)
+
+    def run(self, state_leaves: list[Tensor], batch_leaves: list[Tensor]) -> list[Tensor]:
+        try:
+            return self._run(state_leaves, batch_leaves)
+        except torch._dynamo.exc.Unsupported as error:
+            if "allow_rnn" not in str(error):
+                raise
+            # A recurrent network, which Dynamo traces where it is told to.
+            with torch._dynamo.config.patch(allow_rnn=True):
+                return self._run(state_leaves, batch_leaves)
+        except Exception:
+            if self._search.error is not None:  # the compiler wraps it in an error of its own
+                refused, self._search.error = self._search.error, None
+                raise refused from None
+            raise
 
 
 class _Compiled:
@@ -132,7 +155,8 @@ class _Compiled:
         return (_boundary.hand_over(state, flat, self._name), results) if donating else results
 
     def _trace(self, state: Flat, batch: Flat) -> _Graph:
-        options: dict[str, Any] = {"guard_filter_fn": _only_arguments}
+        search = RefuseRandomOperations()
+        options: dict[str, Any] = {"guard_filter_fn": _only_arguments, "joint_custom_pre_pass": search}
         if any(leaf.device.type == "cpu" for leaf in state.leaves):
             missing = compiler_missing()
             if missing:
@@ -144,7 +168,7 @@ class _Compiled:
         run = _flat_function(self._step, state.form, batch.form, probe.form, numbers, kept)
         options |= self._options
         compiled = torch.compile(run, fullgraph=True, dynamic=self._dynamic, options=options)
-        return _Graph(compiled, probe, numbers)
+        return _Graph(compiled, probe, numbers, search)
 
     def _probe(self, state: Flat, batch: Flat) -> _Probe:
         """Run the step once on tensors without storage: its errors are raised as they are, and its results' form is
