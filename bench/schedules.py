@@ -1,8 +1,9 @@
 """What a schedule costs beside its bare expression.
 
-values: the rates of a million steps at once. call: the rate of one step, as a loop asks for it.
+values: the rates of a million steps at once. call: the rate of one step, as a loop asks for it. step: a small training
+step as one graph, under a rate that is a number and under schedules. Every constructor: bench/schedule_values.py.
 
-    python bench/schedules.py [values] [call]
+    python bench/schedules.py [values] [call] [step]
 """
 
 from __future__ import annotations
@@ -64,6 +65,25 @@ def call(setting: Setting) -> dict[str, Callable[[], Way]]:
     }
 
 
+def step(setting: Setting) -> dict[str, Callable[[], Way]]:
+    joined = ps.schedules.linear(0.0, PEAK, WARMUP).then(ps.schedules.cosine(PEAK, TOTAL), at=WARMUP)
+    rates = {"a number": PEAK, "warmup_cosine": RATE, "a product of joins": joined * joined}
+    return {name: partial(_compiled_step, rate, setting) for name, rate in rates.items()}
+
+
+def _compiled_step(rate: float | ps.schedules.Schedule, setting: Setting) -> Way:
+    def objective(model: Callable[..., Tensor], batch: dict[str, Tensor]) -> ps.Mean:
+        return ps.mean((model(batch["x"]) - batch["y"]).square().sum(1))
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2)).to(setting.device)
+    optimizer = ps.adamw(rate)
+    compiled = ps.compile(ps.train_step(model, objective, optimizer))
+    state = ps.init_state(model, optimizer, seed=0)
+    batch = {"x": torch.randn(8, 4, device=setting.device), "y": torch.randn(8, 2, device=setting.device)}
+    return lambda: compiled(state, batch)
+
+
 def _in_turn(function: Callable[..., object], steps: Iterable[Tensor | int]) -> Way:
     """One step after the other, as a loop has them."""
     following = itertools.cycle(steps)
@@ -78,4 +98,5 @@ def scheduler() -> Way:
 
 
 if __name__ == "__main__":
-    main(__doc__, benches(), max_time=3.0)
+    compiled = Bench("schedules_step", "A compiled step, AdamW of 37 numbers, whose rate is", step)
+    main(__doc__, [*benches(), compiled], max_time=3.0)

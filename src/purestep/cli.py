@@ -1,4 +1,4 @@
-"""The command line: ``purestep demo`` and ``purestep bench``."""
+"""The command line: ``purestep demo``, ``purestep schedule`` and ``purestep bench``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+_LAST_STEP = 2**62  # up to which a schedule has values
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -13,6 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="purestep", description="Pure-functional training for PyTorch.")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_demo(commands)
+    _add_schedule(commands)
     _add_bench(commands)
     options = parser.parse_args(arguments)
     try:
@@ -61,6 +65,34 @@ def _run_demo(options: argparse.Namespace) -> None:
     )
 
 
+def _add_schedule(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    schedule = commands.add_parser(
+        "schedule",
+        help="show the values of a schedule",
+        description="Print the values of a schedule, and a plot of them.",
+        epilog="example: purestep schedule 'warmup_cosine(peak=3e-4, warmup_steps=2000, total_steps=100_000)' "
+        "--steps 100000 --at 0,1,2000",
+    )
+    schedule.add_argument(
+        "schedule",
+        type=_schedule,
+        metavar="EXPRESSION",
+        help="as in Python: constructors, + - * /, .then(), .shift(), .clamp(), .repeat(); quoted, and after -- where "
+        "it begins with a minus",
+    )
+    schedule.add_argument("--steps", type=_last_step, required=True, help="the last step to draw and to write")
+    schedule.add_argument("--at", type=_steps, metavar="STEP,...", help="steps to print (default: five up to --steps)")
+    schedule.add_argument("--png", type=Path, metavar="FILE", help="file to draw into with matplotlib")
+    schedule.add_argument("--csv", type=Path, metavar="FILE", help="file to write each step and its value to")
+    schedule.set_defaults(run=_run_schedule)
+
+
+def _run_schedule(options: argparse.Namespace) -> None:
+    from purestep import _schedule_cli
+
+    _schedule_cli.show(options.schedule, options.steps, at=options.at, png=options.png, csv=options.csv)
+
+
 def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     bench = commands.add_parser(
         "bench",
@@ -103,6 +135,29 @@ def _run_bench(options: argparse.Namespace) -> None:
     )
 
 
+def _schedule(text: str) -> Any:
+    from purestep.schedules import parse
+
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _steps(text: str) -> list[int]:
+    try:
+        steps = [int(part) for part in text.split(",")]
+    except ValueError:
+        steps = [-1]
+    if not all(0 <= step <= _LAST_STEP for step in steps):
+        raise argparse.ArgumentTypeError(f"must be ints from 0 to 2**62, separated by commas, got {text!r}")
+    return steps
+
+
+def _last_step(text: str) -> int:
+    return _integer(text, 1, _LAST_STEP)
+
+
 def _positive(text: str) -> int:
     return _integer(text, 1)
 
@@ -111,13 +166,14 @@ def _not_negative(text: str) -> int:
     return _integer(text, 0)
 
 
-def _integer(text: str, minimum: int) -> int:
+def _integer(text: str, minimum: int, maximum: int | None = None) -> int:
     try:
         value = int(text)
     except ValueError:
         value = minimum - 1
-    if value < minimum:
-        raise argparse.ArgumentTypeError(f"must be an int of at least {minimum}, got {text!r}")
+    if value < minimum or (maximum is not None and value > maximum):
+        right = f"at least {minimum}" if maximum is None else f"{minimum} to {maximum}"
+        raise argparse.ArgumentTypeError(f"must be an int of {right}, got {text!r}")
     return value
 
 

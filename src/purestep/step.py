@@ -161,7 +161,7 @@ def update_step(
         guard.check(state)
         grads = gradient.mean()
         loss = gradient.metrics["loss"]
-        context = UpdateContext(state.step, state.key, loss.value(), state.calls)
+        context = UpdateContext(state.step, state.key, loss.value(), state.calls, state.aux)
         params, opt_state = _update(optimizer, grads, state, _tree.select(state.params, _tree.as_dict(grads)), context)
         after = state.replace(
             params=_tree.overlay(state.params, params),

@@ -22,6 +22,7 @@ from purestep.state import DonatedStateError, TrainState
 
 Logger = Callable[[int, dict[str, float]], Any]
 Validate = Callable[[TrainState], Mapping[str, Any]]
+Observe = Callable[[TrainState, Mapping[str, Any]], TrainState]
 
 
 class Fit(NamedTuple):
@@ -46,6 +47,7 @@ def fit(
     steps: int,
     validate: Validate | None = None,
     validate_every: int | None = None,
+    observe: Observe | None = None,
     log_every: int = 50,
     loggers: Sequence[Logger] = (),
     checkpoint: str | os.PathLike[str] | None = None,
@@ -53,11 +55,12 @@ def fit(
 ) -> Fit:
     """Take ``steps`` steps, or as many as there are batches.
 
-    ``for batch in batches: state, metrics = step(state, batch)``, and nothing else happens to the state. Exactly the
-    batches that are used are taken from ``batches``. The device is waited for once in a window of ``log_every`` steps
-    and not at every step: a window's metrics are pooled on it (each mean over the examples of the whole window), and
-    on CUDA they are read when they have arrived, by the end of the next window. Steps are numbered by ``state.calls``,
-    so a run that is taken up again counts on, and windows and validations fall on multiples of their length.
+    ``for batch in batches: state, metrics = step(state, batch)``, and nothing else happens to the state but
+    ``observe``. Exactly the batches that are used are taken from ``batches``. The device is waited for once in a window
+    of ``log_every`` steps and not at every step: a window's metrics are pooled on it (each mean over the examples of
+    the whole window), and on CUDA they are read when they have arrived, by the end of the next window. Steps are
+    numbered by ``state.calls``, so a run that is taken up again counts on, and windows and validations fall on
+    multiples of their length.
 
     Args:
         step: as :func:`purestep.train_step` makes it, compiled or not, donating or not.
@@ -67,6 +70,11 @@ def fit(
         validate: ``state -> metrics``, for instance
             ``lambda state: ps.evaluate(eval_step, state, test_batches)``; called after the last step too.
         validate_every: steps between two validations; by default only the one at the end.
+        observe: ``(state, metrics) -> state``, pure, such as the ``observe`` of :func:`purestep.schedules.plateau`:
+            called with the metrics of each validation that ``validate_every`` asks for (not with those of one that is
+            there only because the run ends). A run that starts at such a step validates before its first step, as the
+            run before it may have been interrupted in between: an observation that was made already must change
+            nothing.
         log_every: steps in a window; the last one may be shorter.
         loggers: functions ``(step, scalars)``, called with each window's values by name, and with each validation's
             as ``"val/" + name``. Where one has a ``close()``, it is called at the end.
@@ -94,10 +102,11 @@ def fit(
         raise TypeError(f"state must be a TrainState (ps.init_state makes one), got {type(state).__name__}")
     check_batches(batches)
     _check_numbers(steps, validate, validate_every, log_every)
+    _check_observe(observe, validate_every)
     _check_loggers(loggers)
     if not isinstance(progress, bool):
         raise TypeError(f"progress must be True or False, got {progress!r} of type {type(progress).__name__}")
-    run = _Run(step, state, steps, validate, validate_every, log_every, loggers, checkpoint, progress)
+    run = _Run(step, state, steps, validate, validate_every, observe, log_every, loggers, checkpoint, progress)
     del state  # held here, the first state would take up memory for the whole run
     try:
         with ExitStack() as stack:
@@ -123,6 +132,7 @@ class _Run:
         steps: int,
         validate: Validate | None,
         validate_every: int | None,
+        observe: Observe | None,
         log_every: int,
         loggers: Sequence[Logger],
         path: str | os.PathLike[str] | None,
@@ -130,7 +140,7 @@ class _Run:
     ) -> None:
         self.step, self.state, self.steps = step, state, steps
         self.validate, self.validate_every, self.log_every = validate, validate_every, log_every
-        self.loggers = loggers
+        self.loggers, self.observe = loggers, observe
         if path is not None:  # now, not after hours of training
             check_target(path).parent.mkdir(parents=True, exist_ok=True)
         self.path = path
@@ -152,6 +162,8 @@ class _Run:
 
     def go(self, batches: Iterable[Any]) -> None:
         self.batches = batches
+        if self.observe is not None and self.first > 0:
+            self.validate_on_schedule()
         for batch in islice(batches, self.steps):
             self.take(batch)
             self.display.advance(self.number)
@@ -159,8 +171,7 @@ class _Run:
                 self.end_window()
             elif self.reading is not None and self.reading[2].arrived():
                 self.deliver()
-            if self.validate_every is not None and self.number % self.validate_every == 0:
-                self.validate_now()
+            self.validate_on_schedule()
         if self.number == self.first:
             raise ValueError(no_batches(batches))
         self.end_window()
@@ -206,7 +217,17 @@ class _Run:
         self.display.window(number, scalars, speed)
         self.log(number, scalars)
 
-    def validate_now(self) -> None:
+    def validate_on_schedule(self) -> None:
+        if self.validate_every is None or self.number % self.validate_every != 0:
+            return
+        metrics = self.validate_now()
+        if self.observe is not None:
+            state = self.observe(self.state, metrics)
+            if not isinstance(state, TrainState):
+                raise TypeError(f"observe must return the state, got {_described(state)}")
+            self.state = state
+
+    def validate_now(self) -> Mapping[str, Any]:
         assert self.validate is not None
         self.deliver()
         began = time.perf_counter()
@@ -218,6 +239,7 @@ class _Run:
         self.validation.append(_record(self.number, scalars))
         self.display.validated(self.number, scalars)
         self.log(self.number, {f"val/{name}": value for name, value in scalars.items()})
+        return metrics
 
     def log(self, number: int, scalars: dict[str, float]) -> None:
         for logger in self.loggers:
@@ -267,6 +289,17 @@ def _check_numbers(steps: int, validate: Any, validate_every: int | None, log_ev
         _checks.integer("validate_every", validate_every, minimum=1)
         if validate is None:
             raise ValueError(f"validate must be given with validate_every={validate_every}, got None")
+
+
+def _check_observe(observe: Any, validate_every: int | None) -> None:
+    if observe is None:
+        return
+    if not callable(observe):
+        raise TypeError(f"observe must be a function (state, metrics) -> state or None, got {observe!r}")
+    if validate_every is None:
+        raise ValueError(
+            "validate_every must be given with observe, which is told what each validation finds; got None"
+        )
 
 
 def _check_loggers(loggers: Any) -> None:

@@ -7,6 +7,8 @@ computed, and chosen between afterwards.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,7 @@ def progress(step: Tensor, length: Number) -> Tensor:
 
 def between(start: Number, end: Number, fraction: Tensor) -> Tensor:
     """``start + (end - start) * fraction``, exactly ``start`` at 0 and exactly ``end`` at 1."""
-    return torch.lerp(_like(fraction, start), _like(fraction, end), fraction)
+    return torch.lerp(like(fraction, start), like(fraction, end), fraction)
 
 
 def half_cosine(fraction: Tensor) -> Tensor:
@@ -35,13 +37,32 @@ def half_cosine(fraction: Tensor) -> Tensor:
     return (1 + torch.cos(torch.pi * fraction)) / 2
 
 
+def eased(fraction: Tensor, kind: str) -> Tensor:
+    """``fraction`` itself if ``kind`` is ``"linear"``, or the rising half of a cosine if it is ``"cosine"``."""
+    return fraction if kind == "linear" else (1 - torch.cos(torch.pi * fraction)) / 2
+
+
 def raised(base: Tensor, exponent: Number) -> Tensor:
-    """``base ** exponent`` for ``base >= 0``; at 0 both its value and its derivative are taken to be 0."""
-    if not isinstance(exponent, Tensor) and exponent == 1:
-        return base
+    """``base ** exponent`` for ``base >= 0``; where its slope at 0 is infinite, it is taken to be 0."""
+    if not isinstance(exponent, Tensor) and exponent >= 1:
+        return base if exponent == 1 else base**exponent
     positive = base > 0
     return torch.where(positive, torch.where(positive, base, 1.0) ** exponent, 0.0)
 
 
-def _like(reference: Tensor, value: Number) -> Tensor:
+def periods(step: Tensor, length: Number) -> Tensor:
+    """How many whole periods of ``length`` are over."""
+    return torch.floor(step / length)
+
+
+def passed(step: Tensor, boundaries: Sequence[Number]) -> Tensor:
+    """How many of ``boundaries`` are reached."""
+    count = torch.zeros_like(step)
+    for boundary in boundaries:
+        count = count + (step >= boundary)
+    return count
+
+
+def like(reference: Tensor, value: Number) -> Tensor:
+    """``value`` as a 0-d tensor like ``reference``: a branch of ``torch.where`` should be no Python number."""
     return value if isinstance(value, Tensor) else torch.full((), value, dtype=reference.dtype, device=reference.device)

@@ -42,7 +42,8 @@ def schedule(function: Any = None, /, *, check: Callable[..., None] | None = Non
 
     A hyperparameter reaches the formula as it was given, a Python number or a 0-d tensor (in float64). Its annotation
     says what it may be: ``float`` (or none), ``int``, ``bool``, ``None``, a ``Literal``, a ``Schedule`` (the formula
-    calls it on steps), a ``tuple[..., ...]`` of these, or a union. Numbers are checked to be finite.
+    calls it on steps), a ``tuple[..., ...]`` of these, a ``Callable``, or a union. Numbers are checked to be finite.
+    The first may be written ``*name: ...``, and is then a tuple.
 
     The formula must be pure and elementwise: made of torch functions of its arguments, without ``.item()`` and
     without an ``if`` on a value of a tensor. Then the schedule is safe under ``vmap``, ``grad`` and ``compile``;
@@ -78,8 +79,17 @@ def define(
             return Schedule(formula, formula.bind(args, kwargs))
 
         constructor.__signature__ = signature  # type: ignore[attr-defined]
-        names = tuple(h.name for h in hyperparameters)
-        formula = Formula(function.__name__, function, signature, hyperparameters, names, check, style, constructor)
+        formula = Formula(
+            name=function.__name__,
+            function=function,
+            signature=signature,
+            hyperparameters=hyperparameters,
+            several=next((p.name for p in parameters[:1] if p.kind is p.VAR_POSITIONAL), None),
+            names=tuple(h.name for h in hyperparameters),
+            check=check,
+            style=style,
+            constructor=constructor,
+        )
         constructor.formula = formula  # type: ignore[attr-defined]
         _register(constructor)
         return constructor

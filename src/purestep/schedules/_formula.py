@@ -25,6 +25,7 @@ class Formula:
     function: Callable[..., Tensor]
     signature: inspect.Signature  # the constructor's
     hyperparameters: tuple[Hyperparameter, ...]
+    several: str | None  # the name of the hyperparameter that is written `*name`
     names: tuple[str, ...]  # of the hyperparameters; a field of its own, as a compiler guards whatever it went through
     check: Callable[..., None] | None
     style: str  # how it is written: "call", "method", or an infix symbol
@@ -33,7 +34,8 @@ class Formula:
     def __call__(self, steps: Tensor, values: tuple[Any, ...]) -> Tensor:
         """Return the values at ``steps``, a tensor of float64 (on MPS of float32)."""
         arguments = {name: _cast(value, steps) for name, value in zip(self.names, values, strict=True)}
-        result = self.function(steps, **arguments)
+        several = arguments.pop(self.several) if self.several is not None else ()
+        result = self.function(steps, *several, **arguments)
         if not isinstance(result, Tensor) or result.shape != steps.shape or result.dtype != steps.dtype:
             got = f"a tensor of {result.dtype}, {tuple(result.shape)}" if isinstance(result, Tensor) else repr(result)
             raise TypeError(
@@ -43,6 +45,9 @@ class Formula:
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Return the checked values of the hyperparameters, in order."""
+        if self.several in kwargs and not args:  # as `replace` and configs give it
+            args = tuple(kwargs[self.several])
+            kwargs = {name: value for name, value in kwargs.items() if name != self.several}
         unknown = next((key for key in kwargs if key not in self.names), None)
         if unknown is not None:
             raise TypeError(f"{self.name} has no hyperparameter {unknown!r}{near_misses(unknown, self.names)}")
@@ -67,7 +72,12 @@ class Formula:
             (_, receiver), *given = given
             parts = [written(value) if not h.keyword_only else f"{h.name}={written(value)}" for h, value in given]
             return f"{_operand(receiver, _TIGHTEST)}.{self.name}({', '.join(parts)})"
-        return f"{self.name}({', '.join(f'{h.name}={written(value)}' for h, value in given)})"
+        parts = [
+            part
+            for h, value in given
+            for part in (map(written, value) if h.name == self.several else [f"{h.name}={written(value)}"])
+        ]
+        return f"{self.name}({', '.join(parts)})"
 
     @property
     def binding(self) -> int:

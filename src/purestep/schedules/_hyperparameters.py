@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from purestep._checks import integer, number
+from purestep.schedules._functions import function_named
 
 Number: TypeAlias = float | Tensor
 Steps: TypeAlias = int | Tensor
@@ -26,8 +27,8 @@ class Hyperparameter:
     """One parameter of a formula: its name, its default, and what its annotation lets it be.
 
     ``float`` takes finite numbers and ``int`` ints, both also 0-d tensors; ``Schedule`` takes schedules;
-    ``tuple[X, ...]`` a tuple or list of any length; ``Literal``, ``bool`` and ``None`` take those values. A parameter
-    without an annotation is a ``float``.
+    ``tuple[X, ...]`` a tuple or list of any length, as does a parameter ``*xs: X``; ``Literal``, ``bool`` and ``None``
+    take those values; ``Callable`` takes a function, or its name. A parameter without an annotation is a ``float``.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Hyperparameter:
     number: type | None  # float or int
     schedule: type | None  # the class of schedules
     element: Hyperparameter | None  # of a tuple
+    function: bool
     options: tuple[Any, ...]  # None, True, False, and the values of a Literal
 
     @staticmethod
@@ -44,12 +46,18 @@ class Hyperparameter:
         if parameter.name == "schedule":
             raise ValueError("a hyperparameter must have another name than 'schedule', the key of a config's own name")
         members = _members(parameter.annotation)
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            members = (tuple[parameter.annotation, ...],)  # type: ignore[name-defined]
         element = None
+        function = False
         options: list[Any] = []
         for member in members:
             origin = typing.get_origin(member)
             if origin in (tuple, list, Sequence):
-                element = Hyperparameter.read(parameter.replace(annotation=typing.get_args(member)[0]), schedule)
+                single = parameter.replace(annotation=typing.get_args(member)[0], kind=parameter.POSITIONAL_OR_KEYWORD)
+                element = Hyperparameter.read(single, schedule)
+            elif member is Callable or origin is Callable:
+                function = True
             elif origin is typing.Literal:
                 options += typing.get_args(member)
             elif member is bool or member is types.NoneType:
@@ -57,7 +65,7 @@ class Hyperparameter:
             elif member not in (float, int, Tensor, schedule):
                 raise TypeError(
                     f"{parameter.name} must be annotated with float, int, Tensor, Schedule, bool, None, a Literal, "
-                    f"a tuple of these, or a union of these; got {member!r}"
+                    f"a tuple of these, a Callable, or a union of these; got {member!r}"
                 )
         return Hyperparameter(
             name=parameter.name,
@@ -66,6 +74,7 @@ class Hyperparameter:
             number=float if float in members else int if int in members else None,
             schedule=schedule if schedule in members else None,
             element=element,
+            function=function,
             options=tuple(options),
         )
 
@@ -82,10 +91,18 @@ class Hyperparameter:
                 return number(self.name, value) if self.number is float else integer(self.name, value)
         if self.element is not None and isinstance(value, tuple | list):
             return tuple(self.element.accept(v) for v in value)
+        if self.function and isinstance(value, str):
+            return function_named(self.name, value)
+        if self.is_fixed(value):
+            return value
         raise TypeError(f"{self.name} must be {self._right()}, got {value!r} of type {type(value).__name__}")
 
+    def is_fixed(self, value: Any) -> bool:
+        """Whether ``value`` is no leaf of the pytree: a fixed choice, or a function."""
+        return self.is_option(value) or (self.function and callable(value) and not hasattr(value, "to_config"))
+
     def is_option(self, value: Any) -> bool:
-        """Whether ``value`` is one of the fixed choices, which are no leaves of the pytree."""
+        """Whether ``value`` is one of the fixed choices."""
         return any(value is o or (type(value) is type(o) and value == o) for o in self.options)
 
     def is_default(self, value: Any) -> bool:
@@ -98,6 +115,8 @@ class Hyperparameter:
             parts.append(f"{'a finite number' if self.number is float else 'an int'} or a 0-d tensor")
         if self.element is not None:
             parts.append(f"a tuple whose elements are each {self.element._right()}")
+        if self.function:
+            parts.append("a function")
         if self.options:
             parts.append(("one of " if len(self.options) > 1 else "") + ", ".join(map(repr, self.options)))
         return " or ".join(parts)
@@ -122,6 +141,36 @@ def ordered(name: str, value: Number, larger_name: str, larger: Number, *, stric
     if value > larger or (strictly and value == larger):
         right = "below" if strictly else "at most"
         raise ValueError(f"{name} must be {right} {larger_name} ({larger!r}), got {value!r}")
+
+
+def fraction(name: str, value: Number, *, maximum: float | None = None, below: float | None = None) -> None:
+    """Raise unless the number ``value`` is above 0, and at most ``maximum`` or below ``below``."""
+    if isinstance(value, Tensor):
+        return
+    if value <= 0 or (maximum is not None and value > maximum) or (below is not None and value >= below):
+        right = f"at most {maximum}" if below is None else f"below {below}"
+        raise ValueError(f"{name} must be above 0 and {right}, got {value!r}")
+
+
+def increasing(name: str, values: Sequence[Number], *, minimum: int = 1) -> None:
+    """Raise unless the numbers among ``values`` increase from ``minimum`` on; there must be one at least."""
+    if not values:
+        raise ValueError(f"{name} must hold at least one step, got ()")
+    before: Number = minimum - 1
+    for n, value in enumerate(values):
+        if isinstance(value, Tensor) or isinstance(before, Tensor):
+            before = value
+            continue
+        if value <= before:
+            right = f"at least {minimum}" if n == 0 else f"above the one before it ({before})"
+            raise ValueError(f"{name}[{n}] must be {right}, got {value!r}")
+        before = value
+
+
+def one_more(name: str, values: Sequence[Any], than: str, fewer: Sequence[Any]) -> None:
+    """Raise unless there is one more of ``values`` than of ``fewer``."""
+    if len(values) != len(fewer) + 1:
+        raise ValueError(f"{name} must hold one more than {than} ({len(fewer)}), got {len(values)}")
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

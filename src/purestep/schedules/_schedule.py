@@ -34,7 +34,8 @@ class Schedule:
 
     - ``a * b``, ``a + b``, ``a - b``, and the same with a number; ``a / 2``; ``-a``;
     - ``a.then(b, at=n)``: ``a`` before step ``n``, and from there ``b`` on steps counted from ``n``;
-    - ``a.shift(n)``, ``a.clamp(min=..., max=...)``, ``a.repeat(every=n)``.
+    - ``a.shift(n)``, ``a.clamp(min=..., max=...)``, ``a.repeat(every=n, decay=...)``;
+    - ``join([a, b, c], at=[n, m])``, ``maximum(a, b)``, ``minimum(a, b)``, functions of ``purestep.schedules``.
     """
 
     __slots__ = ("_block", "_constant", "_formula", "_values")
@@ -146,9 +147,9 @@ class Schedule:
         """This schedule where it lies between ``min`` and ``max``, and the nearer of the two elsewhere."""
         return CONSTRUCTORS["clamp"](self, min=min, max=max)
 
-    def repeat(self, *, every: int | Tensor) -> Schedule:
-        """The first ``every`` steps of this schedule, over and over."""
-        return CONSTRUCTORS["repeat"](self, every=every)
+    def repeat(self, *, every: int | Tensor, decay: float | Tensor = 1.0) -> Schedule:
+        """The first ``every`` steps of this schedule, over and over, each time multiplied by another ``decay``."""
+        return CONSTRUCTORS["repeat"](self, every=every, decay=decay)
 
     def __repr__(self) -> str:
         return self._formula.write(self._values)
@@ -168,23 +169,53 @@ class Schedule:
         """Return the schedule as plain dicts, lists, numbers and strings, for JSON: see ``from_config``."""
         return {"schedule": self.name} | {name: to_plain(value) for name, value in self.hyperparameters.items()}
 
-    def plot(self, steps: int, *, ax: Axes | None = None) -> Axes:
-        """Draw the values at steps 0 to ``steps`` (some 5000 of them, where there are more) with matplotlib.
+    def plot(self, steps: int, *, ax: Axes | None = None, logx: bool = False, logy: bool = False, **line: Any) -> Axes:
+        """Draw the values at steps 0 to ``steps`` with matplotlib, and return the axes.
 
-        Draws on ``ax`` if it is given, else on a new figure, and returns the axes.
+        Some 5000 steps are computed where there are more, the last always among them.
+
+        Args:
+            steps: the last step that is drawn.
+            ax: where to draw, a new figure by default. Axes that hold a curve already get a legend.
+            logx: a logarithmic axis of steps, which begins at step 1.
+            logy: a logarithmic axis of values.
+            line: what matplotlib's ``Axes.plot`` takes, such as ``color`` and ``linestyle``. The ``label`` is the
+                schedule's ``repr`` by default.
+
+        Raises:
+            ImportError: matplotlib is not installed.
         """
         integer("steps", steps, minimum=1)
         try:
             import matplotlib.pyplot as plt
         except ImportError as error:
             raise ImportError("Schedule.plot needs matplotlib: pip install matplotlib") from error
+        label = line.pop("label", repr(self))
         if ax is None:
-            ax = plt.subplots()[1]
+            ax = plt.subplots(layout="constrained")[1]
             ax.set_xlabel("step")
-            ax.set_title(repr(self), fontsize="small", wrap=True)
-        drawn = torch.arange(0, steps + 1, max(1, steps // 5000))
-        ax.plot(drawn.tolist(), self(drawn).detach().tolist(), label=repr(self))
+            ax.set_title(label, fontsize="small", wrap=True)
+        drawn = _spread(steps, 5000, logarithmic=logx)
+        ax.plot(drawn.tolist(), self(drawn).detach().tolist(), label=label, **line)
+        if logx:
+            ax.set_xscale("log")
+        if logy:
+            ax.set_yscale("log")
+        if len(ax.lines) > 1:
+            if ax.get_title() == ax.lines[0].get_label():
+                ax.set_title("")  # it named the one curve
+            ax.legend(fontsize="small")
         return ax
+
+
+def _spread(last: int, count: int, *, logarithmic: bool) -> Tensor:
+    """Steps from 0 to ``last``, or from 1 at equal ratios: all of them, or some ``count`` where there are more."""
+    if last <= count:
+        return torch.arange(int(logarithmic), last + 1)
+    if logarithmic:
+        exponents = torch.linspace(0.0, math.log(last), count, dtype=torch.float64)
+        return torch.cat([exponents.exp().round().long()[:-1], torch.tensor([last])]).unique()
+    return torch.linspace(0, last, count, dtype=torch.float64).round().long()
 
 
 def from_config(config: Mapping[str, Any]) -> Schedule:
@@ -213,9 +244,9 @@ def _restore(constructor: Any, values: tuple[Any, ...]) -> Schedule:
 
 
 def _flatten(schedule: Schedule) -> tuple[list[Any], tuple[Any, ...]]:
-    """Numbers, tensors and schedules are children; options are context, where ``...`` keeps the place of a child."""
+    """Numbers, tensors, schedules are children; options, functions are context, where ``...`` keeps a child's place."""
     fixed = tuple(
-        value if hyperparameter.is_option(value) else ...
+        value if hyperparameter.is_fixed(value) else ...
         for hyperparameter, value in zip(schedule._formula.hyperparameters, schedule._values, strict=True)
     )
     children = [value for value, option in zip(schedule._values, fixed, strict=True) if option is ...]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from purestep.schedules._functions import name_of, place_of
 from purestep.schedules._steps import is_concrete
 
 
@@ -46,6 +47,9 @@ def written(value: Any) -> str:
         return f"torch.tensor({value.item()!r}, dtype={value.dtype}{device})"
     if isinstance(value, tuple):
         return f"({', '.join(map(written, value))}{',' if len(value) == 1 else ''})"
+    if _is_function(value):
+        name = name_of(value)
+        return place_of(value) if name is None else repr(name)
     return repr(value)
 
 
@@ -55,6 +59,14 @@ def to_plain(value: Any) -> Any:
         return {"tensor": value.item(), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, tuple):
         return [to_plain(v) for v in value]
+    if _is_function(value):
+        name = name_of(value)
+        if name is None:
+            raise ValueError(
+                f"a config can only hold a function that a module has at its top, which it is found by, "
+                f"got {place_of(value)}; the decorator `schedule` gives a formula a name"
+            )
+        return name
     return value.to_config() if hasattr(value, "to_config") else value
 
 
@@ -65,3 +77,7 @@ def from_plain(value: Any, build: Callable[[Mapping[str, Any]], Any]) -> Any:
             torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"])) if "tensor" in value else build(value)
         )
     return tuple(from_plain(v, build) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _is_function(value: Any) -> bool:
+    return callable(value) and not hasattr(value, "to_config")  # a schedule is callable too

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from purestep.schedules._curves import like, periods
 from purestep.schedules._decorator import define
-from purestep.schedules._hyperparameters import Number, Steps, above, at_least, ordered
+from purestep.schedules._hyperparameters import (
+    Number,
+    Steps,
+    above,
+    at_least,
+    fraction,
+    increasing,
+    one_more,
+    ordered,
+)
 from purestep.schedules._schedule import Schedule
 
 Operand: TypeAlias = Schedule | float | Tensor
@@ -33,6 +45,22 @@ def _check_clamp(inner: Schedule, min: Number | None, max: Number | None) -> Non
         raise ValueError("min or max must be a number, got None for both")
     if min is not None and max is not None:
         ordered("min", min, "max", max)
+
+
+def _check_repeat(inner: Schedule, every: Steps, decay: Number) -> None:
+    above("every", every, 0)
+    fraction("decay", decay, maximum=1)
+
+
+def _check_join(schedules: Sequence[Schedule], at: Sequence[Steps]) -> None:
+    one_more("schedules", schedules, "at", at)
+    if at:
+        increasing("at", at, minimum=0)
+
+
+def _check_several(schedules: tuple[Operand, ...]) -> None:
+    if not any(isinstance(operand, Schedule) for operand in schedules):
+        raise TypeError(f"schedules must hold at least one schedule, got {schedules!r}")
 
 
 @define(check=_check_operands, style="+")
@@ -81,7 +109,48 @@ def clamp(step: Tensor, inner: Schedule, *, min: Number | None = None, max: Numb
     return value if max is None else torch.clamp(value, max=max)
 
 
-@define(check=lambda inner, every: above("every", every, 0), style="method")
-def repeat(step: Tensor, inner: Schedule, *, every: Steps) -> Tensor:
-    """``inner(step mod every)``; the remainder is exact."""
-    return inner(torch.remainder(step, every))
+@define(check=_check_repeat, style="method")
+def repeat(step: Tensor, inner: Schedule, *, every: Steps, decay: Number = 1.0) -> Tensor:
+    """``inner(step mod every)``, times ``decay`` for each time that it was over; the remainder is exact."""
+    value = inner(torch.remainder(step, every))
+    return value * decay ** periods(step, every) if isinstance(decay, Tensor) or decay != 1 else value
+
+
+@define(check=_check_join)
+def join(step: Tensor, schedules: Sequence[Schedule], *, at: Sequence[Steps]) -> Tensor:
+    r"""One schedule after the other: each begins, on its own step 0, at the step of ``at`` where the one before ends.
+
+    .. math:: s(t) = s_i(t - a_i), \qquad a_i \le t < a_{i+1},\ a_0 = 0
+
+    It is ``schedules[0].then(schedules[1], at=at[0]).then(schedules[2], at=at[1])``, and so on. There is one schedule
+    more than steps in ``at``, which increase.
+
+    Equivalents: ``optax.join_schedules(schedules, boundaries)``. Of torch's ``SequentialLR`` it is what is meant: that
+    one has its parts write into one optimizer, where what a part does depends on those before it.
+    """
+    value = schedules[0](step)
+    for start, following in zip(at, schedules[1:], strict=True):
+        value = torch.where(step < start, value, following(torch.clamp(step - start, min=0.0)))
+    return value
+
+
+@define(check=_check_several)
+def maximum(step: Tensor, *schedules: Operand) -> Tensor:
+    r"""The largest of the values: ``maximum(a, b, ...)``, of schedules and numbers.
+
+    .. math:: s(t) = \max_i s_i(t)
+
+    Where two are equal, the derivative is half of each one's.
+    """
+    return functools.reduce(torch.maximum, [like(step, _at(operand, step)) for operand in schedules])
+
+
+@define(check=_check_several)
+def minimum(step: Tensor, *schedules: Operand) -> Tensor:
+    r"""The smallest of the values: ``minimum(a, b, ...)``, of schedules and numbers.
+
+    .. math:: s(t) = \min_i s_i(t)
+
+    Where two are equal, the derivative is half of each one's.
+    """
+    return functools.reduce(torch.minimum, [like(step, _at(operand, step)) for operand in schedules])
