@@ -20,7 +20,17 @@ _ROUNDINGS = 4
 
 
 class LawViolation(AssertionError):  # noqa: N818  (an assertion that failed, named for what it found)
-    """A law that does not hold: the message says which law, on what, and by how much."""
+    """A law that does not hold: the message says which law, on what, and by how much.
+
+    Attributes:
+        by: how far it is from holding, such as ``"1.8e-01 of the norm of the whole gradient"``.
+        on: the smallest input that was found to show it, such as ``"examples 0 to 1"``.
+        report: the :class:`LawReport` of the bundle that raised it, or ``None``.
+    """
+
+    def __init__(self, message: str, *, by: str = "", on: str = "", report: Any = None) -> None:
+        super().__init__(message)
+        self.by, self.on, self.report = by, on, report
 
 
 def named_leaves(value: Any, path: str) -> dict[str, Any]:
@@ -50,6 +60,13 @@ def named_tensors(value: Any, path: str) -> dict[str, Tensor]:
     return {name: leaf for name, leaf in _walk(value, path) if isinstance(leaf, Tensor)}
 
 
+def named_result(result: Any) -> dict[str, Any]:
+    """As :func:`named_leaves`, of what a step returned: ``state.params['0.weight']``, ``metrics['loss'].total``."""
+    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], TrainState):
+        return {**named_leaves(result[0], "state"), **named_leaves(result[1], "metrics")}
+    return named_leaves(result, "result")
+
+
 def same_bits(first: Any, second: Any) -> bool:
     """Whether two leaves are the same to the last bit; NaN equals NaN, and 0 is not -0."""
     if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
@@ -60,7 +77,8 @@ def same_bits(first: Any, second: Any) -> bool:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    return tensor.detach().resolve_conj().resolve_neg().reshape(-1).view(torch.uint8)
+    # Expanded tensors have a stride of 0, and bytes can be looked at where they lie side by side.
+    return tensor.detach().resolve_conj().resolve_neg().reshape(-1).contiguous().view(torch.uint8)
 
 
 def check_same_bits(law: str, got: Mapping[str, Any], right: Mapping[str, Any], *, names: tuple[str, str]) -> None:
@@ -74,7 +92,8 @@ def check_same_bits(law: str, got: Mapping[str, Any], right: Mapping[str, Any], 
     check_same_names(law, got, right, names=names)
     for path, leaf in got.items():
         if not same_bits(leaf, right[path]):
-            raise LawViolation(f"{law}: {path} differs: {differing(leaf, right[path], names)}")
+            says = f"{law}: {path} differs: {differing(leaf, right[path], names)}"
+            raise LawViolation(says, by=distance(leaf, right[path]))
 
 
 def check_same_names(law: str, got: Mapping[str, Any], right: Mapping[str, Any], *, names: tuple[str, str]) -> None:
@@ -82,7 +101,8 @@ def check_same_names(law: str, got: Mapping[str, Any], right: Mapping[str, Any],
     missing, extra = [p for p in right if p not in got], [p for p in got if p not in right]
     for paths, (has, lacks) in ((missing, names[::-1]), (extra, names)):
         if paths:
-            raise LawViolation(f"{law}: {', '.join(paths[:6])} is there {has} and missing {lacks}")
+            says = f"{law}: {', '.join(paths[:6])} is there {has} and missing {lacks}"
+            raise LawViolation(says, by=f"{len(paths)} names")
 
 
 def differing(got: Any, right: Any, names: tuple[str, str] = ("now", "before")) -> str:
@@ -94,6 +114,14 @@ def differing(got: Any, right: Any, names: tuple[str, str] = ("now", "before")) 
         return f"{kinds[0]} {names[0]}, {kinds[1]} {names[1]}"
     index = _worst(got, right)
     return f"{_at(got, index)} {names[0]}, {_at(right, index)} {names[1]}{f' (at {list(index)})' if index else ''}"
+
+
+def distance(got: Any, right: Any) -> str:
+    """Say how far two leaves are apart: the largest absolute difference, or that there is none to be measured."""
+    if not (isinstance(got, Tensor) and isinstance(right, Tensor) and got.shape == right.shape and got.numel()):
+        return "another value"
+    error = float(_errors(got, right).max())
+    return f"{error:.2g}" if error else "the sign of a zero"
 
 
 def _at(tensor: Tensor, index: tuple[int, ...]) -> Any:
@@ -119,6 +147,11 @@ def norm(tensors: Mapping[str, Tensor]) -> float:
     """Return ``√(Σ x²)`` over all floating entries, in float64; NaN and infinities are left out."""
     wide = [t.detach().to("cpu", torch.float64) for t in tensors.values() if t.is_floating_point()]
     return math.sqrt(sum(float(t[t.isfinite()].square().sum()) for t in wide))
+
+
+def apart(got: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:
+    """Return the norm of the difference of two sets of tensors; NaN counts."""
+    return math.sqrt(sum(float((got[name] - leaf).double().square().sum()) for name, leaf in right.items()))
 
 
 def allowed(tolerance: float, dtype: torch.dtype) -> float:
@@ -173,7 +206,8 @@ class Comparison:
             wanted = f"{allowed(self.tolerance, got.dtype):.0e} is" if got.is_floating_point() else "no difference is"
             raise LawViolation(
                 f"{self.law}: {path}{list(index) if index else ''} is {_at(got, index)!r} {self.got}, and "
-                f"{_at(right, index)!r} {self.right}: off by {share}, where {wanted} allowed"
+                f"{_at(right, index)!r} {self.right}: off by {share}, where {wanted} allowed",
+                by=share,
             )
 
     def metrics(self, got: Mapping[str, Any], right: Mapping[str, Any]) -> None:

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from torch import nn
 
+from purestep.laws._compare import LawViolation
 from purestep.laws._probe import Probe, Term, spread
 
-LAW = "law 2 (examples are not coupled)"
+COUPLED = "law 2 (examples are not coupled)"
 _PLACES = 4
 
 
@@ -22,7 +23,7 @@ class _Change(NamedTuple):
     after: float
 
 
-def coupled(probe: Probe) -> dict[int, str]:
+def coupled(probe: Probe) -> dict[int, LawViolation]:
     """Return what there is to say of each term where what an example adds depends on another: looked for by halves of
     the batch, then by pairs."""
     half, n = probe.length // 2, probe.length
@@ -60,11 +61,13 @@ def _replaced(length: int, which: Sequence[int], into: dict[int, int]) -> list[i
     return [into[i] if i in chosen else i for i in range(length)]
 
 
-def _message(probe: Probe, term: int, one: str, other: str, changes: list[_Change]) -> str:
+def _message(probe: Probe, term: int, one: str, other: str, changes: list[_Change]) -> LawViolation:
     what = " and ".join(f"its {name} by {before:.6g}, and by {after:.6g}" for name, before, after in changes)
-    return (
-        f"{LAW}: term {term}: another example in the place of {one} changes {what} where {other} is replaced too, so "
-        f"what it adds depends on {other}: {_advice(probe.model)}"
+    return LawViolation(
+        f"{COUPLED}: term {term}: another example in the place of {one} changes {what} where {other} is replaced too, "
+        f"so what it adds depends on {other}: {_advice(probe.model)}",
+        by=f"{abs(changes[0].before - changes[0].after):.2g} in its {changes[0].name}",
+        on=f"term {term}, {one} and {other}",
     )
 
 

@@ -32,7 +32,7 @@ class Probe:
     """An objective at one state: its terms on any examples of a batch, each time on a copy of them."""
 
     def __init__(
-        self, objective: Objective, model: nn.Module, batch: Any, state: Any, trainable: Trainable, tolerance: float
+        self, model: nn.Module, objective: Objective, batch: Any, state: Any, trainable: Trainable, tolerance: float
     ) -> None:
         self.model, self.batch, self.length = model, batch, _batches.batch_length(batch)
         if self.length < 2:

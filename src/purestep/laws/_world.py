@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from purestep.laws._compare import LawViolation, check_same_bits, differing, same_bits
+from purestep.laws._compare import LawViolation, check_same_bits, differing, distance, same_bits
 
 
 class Untouched:
@@ -33,7 +33,8 @@ class Untouched:
         for path, leaf in self._leaves.items():
             then = self._copies[path]
             if not same_bits(leaf, then):
-                raise LawViolation(f"{self._law}: {who} wrote into {path}: {differing(leaf, then)}")
+                says = f"{self._law}: {who} wrote into {path}: {differing(leaf, then)}"
+                raise LawViolation(says, by=distance(leaf, then))
             for mark, value in _marks(leaf).items():
                 if value != self._marks[path][mark]:
                     raise LawViolation(

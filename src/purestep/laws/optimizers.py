@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from purestep import _tree, random
+from purestep import _tree
 from purestep.laws._compare import (
     Comparison,
     LawViolation,
@@ -19,13 +19,16 @@ from purestep.laws._compare import (
     named_tensors,
     norm,
 )
+from purestep.laws._report import LawDoesNotApplyError, LawReport, check_laws, name_of, on_smallest
+from purestep.laws._trees import SHAPES, context_at, make_grads, make_params, wave
 from purestep.laws._world import Untouched, copies, guarded_world
 from purestep.optimizers import sgd
-from purestep.updates import GradientTransformation, Optimizer, Tree, UpdateContext, chain
+from purestep.updates import GradientTransformation, Optimizer, Tree, chain
 
 _PURE = "law 1 (pure)"
 _EXECUTION = "law 3 (execution-invariant)"
 _DIFFERENTIABLE = "law 8 (differentiable)"
+OPTIMIZER_LAWS = ("pure", "form", "rates", "ensemble", "finite", "derivatives")
 _FORM = "a stable form"
 _STEPS = 3
 _RATE = 0.125
@@ -41,52 +44,112 @@ def check_optimizer(
     *,
     dtypes: Iterable[torch.dtype] = (torch.float64, torch.float32, torch.bfloat16),
     smooth: bool = True,
-) -> None:
+    laws: Sequence[str] | None = None,
+    skip: Sequence[str] = (),
+) -> LawReport:
     """Assert what every optimizer keeps, on a small set of parameters: a scalar, vectors, matrices, an empty one.
 
-    - pure: ``init`` and ``update`` give the same bits twice and touch neither their arguments nor the global state;
-    - a stable form: names, shapes and dtypes of the parameters and of the state are the same after each update;
-    - a rate of any kind: a number, a 0-d tensor and a schedule give the same update (where a function is given);
-    - vmapped over an ensemble it gives what it gives for each member, to 1e-10;
-    - differentiable: gradients through three updates, by the parameters, by the gradients' scale and by the rate, are
-      finite also where the gradient is zero, and equal to finite differences where it is not.
+    - ``pure``: ``init`` and ``update`` give the same bits twice and touch neither their arguments nor the global state;
+    - ``form``: names, shapes and dtypes of the parameters and of the state are the same after each update, values stay
+      finite, and ``hyperparams`` gives 0-d tensors;
+    - ``rates``: a number, a 0-d tensor and a schedule give the same update (where a function is given);
+    - ``ensemble``: under ``vmap`` it gives what it gives for each member, to 1e-10;
+    - ``finite``: gradients through three updates, by the parameters, by the gradients' scale and by the rate, are
+      finite, also where the gradient is zero;
+    - ``derivatives``: they are equal to finite differences.
+
+    A law that does not hold is tried on each parameter alone.
 
     Args:
         optimizer: the optimizer, or a function of the rate that makes it, such as ``ps.adamw`` or
             ``lambda rate: ps.adamw(rate, amsgrad=True)``, which shows more.
-        dtypes: of the parameters, one run for each.
+        dtypes: of the parameters, one run of the first two laws for each.
         smooth: compare with finite differences too; ``False`` for a rule that is not smooth (a sign, a rounding).
+        laws, skip: names of the laws to look at, and of those to leave out.
+
+    Returns:
+        The report, where all laws hold.
 
     Raises:
-        LawViolation: which of these does not hold, on what, and by how much.
+        LawViolation: with the report: which laws do not hold, on what, and by how much.
+        LawDoesNotApplyError: a law in ``laws`` that has nothing to look at.
         TypeError: no optimizer, nor a function that makes one.
+        ValueError: names of no law.
     """
-    make = _maker(optimizer)
-    for dtype in dtypes:
-        params, grads = _params(dtype), _grads(dtype)
-        _check_pure(make(_RATE), params, grads)
-        _check_form(make(_RATE), params, grads)
-        _check_form(make(_RATE), params, _tree.zeros_like(grads))
-    params, grads = _params(torch.float64), _grads(torch.float64)
-    if not isinstance(optimizer, Optimizer):
-        _check_rates(make, params, grads)
-    _check_vmapped(make(_RATE), params, grads)
-    by_rate = not isinstance(optimizer, Optimizer)
-    _check_finite(make, params, grads, by_rate=by_rate)
-    if smooth:
-        _check_differences(make, params, grads, by_rate=by_rate)
+    make, by_rate = _maker(optimizer), not isinstance(optimizer, Optimizer)
+    return _check(name_of("optimizer", optimizer), make, by_rate, tuple(dtypes), smooth, laws, skip)
 
 
-def check_transformation(transformation: GradientTransformation, **options: Any) -> None:
-    """Assert the same of a gradient transformation, closed with SGD; ``options`` are :func:`check_optimizer`'s.
+def check_transformation(
+    transformation: GradientTransformation,
+    *,
+    dtypes: Iterable[torch.dtype] = (torch.float64, torch.float32, torch.bfloat16),
+    smooth: bool = True,
+    laws: Sequence[str] | None = None,
+    skip: Sequence[str] = (),
+) -> LawReport:
+    """Assert the same of a gradient transformation, closed with SGD; the arguments are :func:`check_optimizer`'s.
 
     Raises:
-        LawViolation: as :func:`check_optimizer`.
+        LawViolation, LawDoesNotApplyError, ValueError: as :func:`check_optimizer`.
         TypeError: no :class:`purestep.GradientTransformation`.
     """
     if not isinstance(transformation, GradientTransformation):
         raise TypeError(f"transformation must be a GradientTransformation, got {transformation!r}")
-    check_optimizer(lambda rate: chain(transformation, sgd(rate)), **options)
+    # A dataclass of functions: its repr would fill the screen.
+    name = f"the transformation {getattr(transformation.update, '__qualname__', '').partition('.')[0]}"
+    return _check(name, lambda rate: chain(transformation, sgd(rate)), True, tuple(dtypes), smooth, laws, skip)
+
+
+def _check(
+    subject: str,
+    make: Make,
+    by_rate: bool,
+    dtypes: tuple[torch.dtype, ...],
+    smooth: bool,
+    laws: Sequence[str] | None,
+    skip: Sequence[str],
+) -> LawReport:
+    def form(params: Tree, grads: Tree) -> None:
+        _check_form(make(_RATE), params, grads)
+        _check_form(make(_RATE), params, _tree.zeros_like(grads))
+
+    def rates(params: Tree, grads: Tree) -> None:
+        if not by_rate:
+            raise LawDoesNotApplyError("an optimizer is given, and no function of the rate that makes it")
+        _check_rates(make, params, grads)
+
+    def derivatives(params: Tree, grads: Tree) -> None:
+        if not smooth:
+            raise LawDoesNotApplyError("smooth=False is given")
+        _check_differences(make, params, grads, by_rate=by_rate)
+
+    bundle = {
+        "pure": _on_trees(lambda params, grads: _check_pure(make(_RATE), params, grads), dtypes),
+        "form": _on_trees(form, dtypes),
+        "rates": _on_trees(rates),
+        "ensemble": _on_trees(lambda params, grads: _check_vmapped(make(_RATE), params, grads)),
+        "finite": _on_trees(lambda params, grads: _check_finite(make, params, grads, by_rate=by_rate)),
+        "derivatives": _on_trees(derivatives),
+    }
+    return check_laws(subject, bundle, laws=laws, skip=skip)
+
+
+def _on_trees(
+    law: Callable[[Tree, Tree], None], dtypes: tuple[torch.dtype, ...] = (torch.float64,)
+) -> Callable[[], None]:
+    """Return the law on parameters and gradients of each dtype; where it does not hold, on one parameter alone."""
+
+    def check() -> None:
+        for dtype in dtypes:
+            trees = (make_params(dtype), make_grads(dtype))
+            alone = (
+                (f"parameter {name!r} alone, {dtype}", tuple(_tree.select(tree, [name]) for tree in trees))
+                for name in SHAPES
+            )
+            on_smallest(lambda pair: law(*pair), trees, alone)()
+
+    return check
 
 
 def _maker(optimizer: Any) -> Make:
@@ -97,33 +160,12 @@ def _maker(optimizer: Any) -> Make:
     return optimizer
 
 
-def _wave(shape: tuple[int, ...], phase: float, dtype: torch.dtype) -> Tensor:
-    """Smooth numbers in (-1, 1) without a zero: the laws need neither chance nor a seed."""
-    index = torch.arange(math.prod(shape), dtype=torch.float64)
-    return (0.9 * torch.sin(1.7 * index + phase)).reshape(shape).to(dtype)
-
-
-_SHAPES = {"scalar": (), "bias": (3,), "weight": (4, 3), "kernel": (2, 2, 1, 3), "empty": (0, 2)}
-
-
-def _params(dtype: torch.dtype) -> TensorDict:
-    return TensorDict({name: _wave(shape, 0.4 + i, dtype) for i, (name, shape) in enumerate(_SHAPES.items())})
-
-
-def _grads(dtype: torch.dtype) -> TensorDict:
-    return TensorDict({name: _wave(shape, 2.3 - i, dtype) for i, (name, shape) in enumerate(_SHAPES.items())})
-
-
-def _context(step: int, loss: float = 1.0) -> UpdateContext:
-    return UpdateContext(torch.tensor(step), random.key(0), torch.tensor(loss, dtype=torch.float64))
-
-
 def _run(optimizer: Optimizer, params: Tree, grads: Tree) -> tuple[Tree, Tree]:
     """Take a few updates with gradients that shrink, so that moments and counts have something to differ by."""
     state: Tree = optimizer.init(params)
     for step in range(_STEPS):
         shrunk = _tree.map_leaves(lambda g, factor=0.5**step: g * factor, grads)
-        params, state = optimizer.update(shrunk, state, params, _context(step))
+        params, state = optimizer.update(shrunk, state, params, context_at(step))
     return params, state
 
 
@@ -136,7 +178,7 @@ def _check_pure(optimizer: Optimizer, params: Tree, grads: Tree) -> None:
         copies(named_leaves(state, "state")),
         names=("at a second init", "at the first"),
     )
-    context = _context(0)
+    context = context_at(0)
     arguments = {"grads": grads, "state": state, "params": params, "context": context}
     watched = Untouched(
         _PURE, lambda: {p: leaf for name, tree in arguments.items() for p, leaf in named_leaves(tree, name).items()}
@@ -153,9 +195,9 @@ def _check_pure(optimizer: Optimizer, params: Tree, grads: Tree) -> None:
 def _check_form(optimizer: Optimizer, params: Tree, grads: Tree) -> None:
     state = optimizer.init(params)
     forms = {"params": _form(params, "params"), "state": _form(state, "state")}
-    context = _context(0)
+    context = context_at(0)
     for step in range(_STEPS):
-        context = _context(step)
+        context = context_at(step)
         params, state = optimizer.update(grads, state, params, context)
         for name, tree in (("params", params), ("state", state)):
             check_same_bits(_FORM, _form(tree, name), forms[name], names=(f"after update {step + 1}", "before"))
@@ -180,12 +222,12 @@ def _check_rates(make: Make, params: Tree, grads: Tree) -> None:
         comparison = Comparison(_EXECUTION, f"with {kind} as its rate", "with a number", 1e-12)
         _compare(comparison, got, right, params)
     falling, _ = _run(make(lambda step: _RATE * 0.5 ** torch.as_tensor(step, dtype=torch.float64)), params, grads)
-    if all(torch.equal(falling[name], right[name]) for name in _SHAPES):
+    if all(torch.equal(falling[name], leaf) for name, leaf in _tree.as_dict(right).items()):
         raise LawViolation(f"{_EXECUTION}: a schedule that falls gives the update of its first value: it is not called")
 
 
 def _compare(comparison: Comparison, got: Tree, right: Tree, before: Tree) -> None:
-    change = {name: right[name] - before[name] for name in _SHAPES}
+    change = {name: right[name] - leaf for name, leaf in before.items()}
     comparison.tree(
         named_tensors(got, "params"),
         named_tensors(right, "params"),
@@ -215,7 +257,7 @@ def _outcome(
     start, scaled = _tree.map_leaves(lambda p: p + offset, params), _tree.map_leaves(lambda g: g * scale, grads)
     after, _ = _run(make(rate if by_rate else _RATE), start, scaled)
     return torch.stack(
-        [(leaf * _wave(tuple(leaf.shape), 1.0, leaf.dtype)).sum() for leaf in _tree.as_dict(after).values()]
+        [(leaf * wave(tuple(leaf.shape), 1.0, leaf.dtype)).sum() for leaf in _tree.as_dict(after).values()]
     ).sum()
 
 
@@ -260,7 +302,8 @@ def _check_differences(make: Make, params: Tree, grads: Tree, *, by_rate: bool) 
         if not math.isclose(float(slope), difference, rel_tol=_DIFFERENCE_TOLERANCE, abs_tol=_DIFFERENCE_TOLERANCE):
             raise LawViolation(
                 f"{_DIFFERENTIABLE}: {name} through {_STEPS} updates is {float(slope):.9g}, and finite differences "
-                f"give {difference:.9g}"
+                f"give {difference:.9g}",
+                by=f"{abs(float(slope) - difference):.2g} beside {difference:.2g}",
             )
 
 
@@ -268,4 +311,4 @@ def _check_all_finite(law: str, tensors: dict[str, Tensor], when: str) -> None:
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             wrong = tensor[~torch.isfinite(tensor)].flatten()[0].item()
-            raise LawViolation(f"{law}: {name} is {wrong} {when}")
+            raise LawViolation(f"{law}: {name} is {wrong} {when}", by=f"{wrong}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from purestep import nonfinite
-from purestep.laws._compare import Comparison, check_same_bits, named_leaves
+from purestep.laws._compare import Comparison, check_same_bits, named_leaves, named_result
 from purestep.laws._world import Untouched, copies, guarded_world, module_leaves
 from purestep.state import TrainState
 
@@ -51,19 +51,13 @@ def check_pure(
             result = step(given, batch)
         for part in watched:
             part.check("the step")
-        return _named_result(result)
+        return named_result(result)
 
     first = call(None)
     kept = copies(first)
     second = call(20_251)
     check_same_bits(_PURE, second, kept, names=("at a second call with the same arguments", "at the first"))
     check_same_bits(_PURE, first, kept, names=("once the step was called again", "before that"))
-
-
-def _named_result(result: Any) -> dict[str, Any]:
-    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], TrainState):
-        return {**named_leaves(result[0], "state"), **named_leaves(result[1], "metrics")}
-    return named_leaves(result, "result")
 
 
 def check_same(

@@ -1,6 +1,6 @@
-"""Hypothesis strategies for training: small models, batches, partitions and objectives, in float64 by default.
+"""Hypothesis strategies for training: what a step is made of, small, in float64 by default.
 
-What is drawn is small and prints as the call that makes it again::
+What is drawn prints as the call that makes it again, and shrinks to something small::
 
     @given(problems(), st.data())
     def test_split(problem, data):
@@ -10,195 +10,25 @@ What is drawn is small and prints as the call that makes it again::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import hypothesis.strategies as st
 import torch
-import torch.nn.functional as F
-from tensordict import TensorDict, TensorDictBase
-from torch import Tensor, nn
+from tensordict import TensorDict
+from torch import nn
 
 from purestep import _checks
-from purestep.objectives import Loss, Mean, mean
-
-CLASSES = 3
-# What the batches of problems hold: (batch["inputs"][name]: its shape without the batch dimension).
-_IMAGE, _TABLE, _TOKENS, _VOCABULARY = (1, 4, 4), (5,), (4,), 7
-
-
-class Perceptron(nn.Module):
-    """Two layers on ``inputs["table"]``: (batch, 5) to logits (batch, classes); a norm between where asked."""
-
-    def __init__(self, *, norm: bool = False) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            # A bias before a norm has a gradient of zero, whose rounding Adam would blow up.
-            nn.Linear(*_TABLE, 6, bias=not norm),
-            nn.BatchNorm1d(6) if norm else nn.Identity(),
-            nn.Tanh(),
-            nn.Linear(6, CLASSES),
-        )
-
-    def forward(self, inputs: TensorDictBase) -> Tensor:
-        return self.layers(inputs["table"])
-
-
-class Convolution(nn.Module):
-    """A convolution and a head on ``inputs["image"]``: (batch, 1, 4, 4) to logits; a norm between where asked."""
-
-    def __init__(self, *, norm: bool = False) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(_IMAGE[0], 2, 3, bias=not norm)
-        self.norm = nn.BatchNorm2d(2) if norm else nn.Identity()
-        self.head = nn.Linear(2 * 2 * 2, CLASSES)
-
-    def forward(self, inputs: TensorDictBase) -> Tensor:
-        return self.head(torch.tanh(self.norm(self.convolution(inputs["image"]))).flatten(1))
-
-
-class TwoInputs(nn.Module):
-    """An image and a table, joined before the head: to logits (batch, classes)."""
-
-    def __init__(self, *, norm: bool = False) -> None:
-        super().__init__()
-        self.image = Convolution(norm=norm)
-        self.table = Perceptron(norm=norm)
-
-    def forward(self, inputs: TensorDictBase) -> Tensor:
-        return self.image(inputs) + self.table(inputs)
-
-
-class TiedTokens(nn.Module):
-    """A next-token model whose output weights are its embedding: ``inputs["tokens"]`` (batch, length) to logits of
-    the last token's successor (batch, classes)."""
-
-    def __init__(self, *, norm: bool = False) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(_VOCABULARY, 4)
-        self.norm = nn.BatchNorm1d(4) if norm else nn.LayerNorm(4)
-        self.output = nn.Linear(4, _VOCABULARY, bias=False)
-        self.output.weight = self.embedding.weight
-
-    def forward(self, inputs: TensorDictBase) -> Tensor:
-        hidden = self.norm(torch.tanh(self.embedding(inputs["tokens"]).mean(1)))
-        return self.output(hidden)[:, :CLASSES]
-
-
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
-    "perceptron": Perceptron,
-    "convolution": Convolution,
-    "two inputs": TwoInputs,
-    "tied tokens": TiedTokens,
-}
-
-
-def _cross_entropy(logits: Tensor, batch: Any) -> Tensor:
-    return F.cross_entropy(logits, batch["label"], reduction="none")
-
-
-def single_term(model: Any, batch: Any) -> tuple[Mean, dict[str, Mean]]:
-    """The mean cross-entropy, and the accuracy."""
-    logits = model(batch["inputs"])
-    return mean(_cross_entropy(logits, batch)), {"accuracy": mean(logits.argmax(-1) == batch["label"])}
-
-
-def two_terms(model: Any, batch: Any) -> tuple[Loss, dict[str, Mean]]:
-    """The cross-entropy of the examples that count, and the mean square of all logits: two denominators."""
-    logits = model(batch["inputs"])
-    kept = mean(_cross_entropy(logits, batch), where=batch["where"])
-    return kept + 0.1 * mean(logits.square()), {"kept": kept}
-
-
-def masked(model: Any, batch: Any) -> Mean:
-    """The mean cross-entropy of the examples that ``batch["where"]`` keeps."""
-    return mean(_cross_entropy(model(batch["inputs"]), batch), where=batch["where"])
-
-
-def weighted(model: Any, batch: Any) -> tuple[Mean, dict[str, Mean]]:
-    """The mean cross-entropy weighted by ``batch["weight"]``, and the accuracy weighted alike."""
-    logits = model(batch["inputs"])
-    right = (logits.argmax(-1) == batch["label"]).to(logits.dtype)
-    loss = mean(_cross_entropy(logits, batch), weight=batch["weight"])
-    return loss, {"accuracy": mean(right, weight=batch["weight"])}
-
-
-OBJECTIVES: dict[str, Callable[..., Any]] = {
-    objective.__name__: objective for objective in (single_term, two_terms, masked, weighted)
-}
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A model, a batch it takes and an objective, made from four values: the ``repr`` makes the same ones again.
-
-    Attributes:
-        architecture: a name in ``ARCHITECTURES``.
-        objective_name: a name in ``OBJECTIVES``.
-        length: examples in the batch.
-        seed: of the model's values and the batch's.
-        norm: whether the model holds a BatchNorm; in training mode such a model couples the examples of a batch.
-        dtype: of parameters and inputs.
-        model, objective, batch: what came out.
-    """
-
-    architecture: str
-    objective_name: str
-    length: int
-    seed: int = 0
-    norm: bool = False
-    dtype: torch.dtype = torch.float64
-    model: nn.Module = field(init=False, repr=False, compare=False)
-    batch: TensorDict = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "model", make_model(self.architecture, self.seed, norm=self.norm, dtype=self.dtype))
-        object.__setattr__(self, "batch", make_batch(self.length, self.seed, dtype=self.dtype))
-
-    @property
-    def objective(self) -> Callable[..., Any]:
-        return OBJECTIVES[self.objective_name]
-
-
-def make_model(architecture: str, seed: int, *, norm: bool = False, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """Return the model of a name in ``ARCHITECTURES``, its values drawn from ``seed`` alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return ARCHITECTURES[architecture](norm=norm).to(dtype)
-
-
-def make_batch(length: int, seed: int, *, dtype: torch.dtype = torch.float64) -> TensorDict:
-    """Return a batch that every architecture and objective here takes.
-
-    Its entries, each with ``length`` examples: ``inputs`` (``image``, ``table``, ``tokens``), ``label``, ``where``
-    (bool, the first is always true) and ``weight`` (from 0 to 2).
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(length, *shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    inputs = {
-        "image": normal(*_IMAGE),
-        "table": normal(*_TABLE),
-        "tokens": torch.randint(0, _VOCABULARY, (length, *_TOKENS), generator=generator),
-    }
-    where = torch.rand(length, generator=generator) < 0.6
-    where[:1] = True
-    weight = 2 * torch.rand(length, generator=generator, dtype=torch.float64).to(dtype)
-    label = torch.randint(0, CLASSES, (length,), generator=generator)
-    return TensorDict(
-        {
-            "inputs": TensorDict(inputs, batch_size=[length]),
-            "label": label,
-            "where": where,
-            "weight": weight,
-        },
-        batch_size=[length],
-    )
-
+from purestep.data.orders import IndexOrder, sequential, shuffled
+from purestep.functional import Trainable
+from purestep.laws.problems import ARCHITECTURES, OBJECTIVES, Problem, make_batch, make_model, make_train_state
+from purestep.optimizers import adamw, sgd
+from purestep.schedules import cosine
+from purestep.state import TrainState, init_state
+from purestep.transforms import clip_by_global_norm
+from purestep.updates import GradientTransformation, Optimizer, chain
 
 _seeds = st.integers(0, 2**16)
 
@@ -207,6 +37,7 @@ def models(
     *,
     architectures: Sequence[str] = tuple(ARCHITECTURES),
     norm: bool | None = False,
+    dropout: bool | None = False,
     dtype: torch.dtype = torch.float64,
 ) -> st.SearchStrategy[nn.Module]:
     """Draw small modules that take ``batch["inputs"]`` of :func:`batches`: a perceptron, a convolution, two inputs,
@@ -215,9 +46,17 @@ def models(
     Args:
         architectures: names in ``ARCHITECTURES``.
         norm: with a BatchNorm, without, or (``None``) either.
+        dropout: with dropouts of half of the entries, without, or (``None``) either.
         dtype: of the parameters.
     """
-    return st.builds(make_model, st.sampled_from(list(architectures)), _seeds, norm=_either(norm), dtype=st.just(dtype))
+    return st.builds(
+        make_model,
+        st.sampled_from(_known("architectures", architectures, ARCHITECTURES)),
+        _seeds,
+        norm=_either(norm),
+        dropout=_either(dropout),
+        dtype=st.just(dtype),
+    )
 
 
 def batches(
@@ -229,7 +68,7 @@ def batches(
 
 def objectives(*, names: Sequence[str] = tuple(OBJECTIVES)) -> st.SearchStrategy[Callable[..., Any]]:
     """Draw objectives ``(model, batch) -> loss`` on such batches: of one term, of two, masked, and weighted."""
-    return st.sampled_from([OBJECTIVES[name] for name in names])
+    return st.sampled_from([OBJECTIVES[name] for name in _known("names", names, OBJECTIVES)])
 
 
 def problems(
@@ -239,16 +78,18 @@ def problems(
     min_length: int = 2,
     max_length: int = 7,
     norm: bool | None = False,
+    dropout: bool | None = False,
     dtype: torch.dtype = torch.float64,
 ) -> st.SearchStrategy[Problem]:
     """Draw a model, a batch it takes, and an objective: see :class:`Problem`, and :func:`models` for the arguments."""
     return st.builds(
         Problem,
-        st.sampled_from(list(architectures)),
-        st.sampled_from(list(names)),
+        st.sampled_from(_known("architectures", architectures, ARCHITECTURES)),
+        st.sampled_from(_known("names", names, OBJECTIVES)),
         _lengths(min_length, max_length),
         _seeds,
         norm=_either(norm),
+        dropout=_either(dropout),
         dtype=st.just(dtype),
     )
 
@@ -267,6 +108,102 @@ def partitions(draw: st.DrawFn, length: int, *, max_parts: int = 4, empty: bool 
     cuts = draw(st.lists(inner, min_size=count - 1, max_size=count - 1, unique=not empty)) if count > 1 else []
     bounds = [0, *sorted(cuts), length]
     return tuple(stop - start for start, stop in pairwise(bounds))
+
+
+class _Word:
+    """Prints as a word, in the place of a value that prints too long."""
+
+    def __init__(self, word: str) -> None:
+        self._word = word
+
+    def __repr__(self) -> str:
+        return self._word
+
+
+def train_states(
+    model: nn.Module, optimizer: Optimizer, *, max_updates: int = 3, trainable: Trainable = None
+) -> st.SearchStrategy[TrainState]:
+    """Draw states in the middle of training, as :func:`make_train_state` makes them: parameters, running statistics
+    and the optimizer's state after up to ``max_updates`` updates, some attempts skipped, and any key.
+
+    Raises:
+        TypeError, ValueError: as :func:`purestep.init_state`; ``max_updates`` below 0.
+    """
+    _checks.integer("max_updates", max_updates, minimum=0)
+    init_state(model, optimizer, seed=0, trainable=trainable)
+
+    @functools.wraps(make_train_state)
+    def make(*words: Any, **numbers: Any) -> TrainState:
+        return make_train_state(model, optimizer, **numbers, trainable=trainable)
+
+    return st.builds(
+        make,
+        st.just(_Word("model")),
+        st.just(_Word("optimizer")),
+        seed=_seeds,
+        updates=st.integers(0, max_updates),
+        skipped=st.integers(0, 2),
+    )
+
+
+_rates = st.sampled_from([0.1, 0.01]) | st.builds(cosine, st.just(0.1), st.just(40))
+# A strategy for each by its name; our tests see to it that none is missing.
+OPTIMIZERS: dict[str, st.SearchStrategy[Optimizer]] = {
+    "sgd": st.builds(sgd, _rates, momentum=st.sampled_from([0.0, 0.9]), weight_decay=st.sampled_from([0.0, 0.1])),
+    "adamw": st.builds(adamw, _rates, weight_decay=st.sampled_from([0.01, 0.1]), amsgrad=st.booleans()),
+}
+TRANSFORMATIONS: dict[str, st.SearchStrategy[GradientTransformation]] = {
+    "clip_by_global_norm": st.builds(clip_by_global_norm, st.sampled_from([0.5, 2.0])),
+}
+
+
+def gradient_transformations(
+    *, names: Sequence[str] = tuple(TRANSFORMATIONS), max_length: int = 2
+) -> st.SearchStrategy[GradientTransformation]:
+    """Draw gradient transformations, and chains of up to ``max_length`` of them.
+
+    Raises:
+        TypeError, ValueError: a name in ``names`` that no transformation has, ``max_length`` below 1.
+    """
+    one = st.one_of([TRANSFORMATIONS[name] for name in _known("names", names, TRANSFORMATIONS)])
+    _checks.integer("max_length", max_length, minimum=1)
+    chains = [st.builds(chain, *[one] * length) for length in range(2, max_length + 1)]
+    return st.one_of(one, *chains)
+
+
+def optimizers(
+    *, names: Sequence[str] = tuple(OPTIMIZERS), transformed: bool | None = None
+) -> st.SearchStrategy[Optimizer]:
+    """Draw optimizers, their rates numbers or schedules.
+
+    Args:
+        names: names of optimizers that purestep exports.
+        transformed: behind a gradient transformation, alone, or (``None``) either.
+
+    Raises:
+        ValueError: a name in ``names`` that no optimizer has.
+    """
+    one = st.one_of([OPTIMIZERS[name] for name in _known("names", names, OPTIMIZERS)])
+    behind = st.builds(chain, gradient_transformations(max_length=1), one)
+    return {True: behind, False: one, None: one | behind}[transformed]
+
+
+def orders(*, max_length: int = 50) -> st.SearchStrategy[IndexOrder]:
+    """Draw orders of 1 to ``max_length`` positions: sequential and shuffled ones.
+
+    Raises:
+        TypeError, ValueError: ``max_length`` below 1.
+    """
+    lengths = st.integers(1, _checks.integer("max_length", max_length, minimum=1))
+    return st.builds(sequential, lengths) | st.builds(shuffled, lengths, st.integers(0, 99))
+
+
+def _known(argument: str, names: Sequence[str], known: Mapping[str, Any]) -> Sequence[str]:
+    for name in names:
+        if name not in known:
+            near = _checks.near_misses(str(name), known)
+            raise ValueError(f"{argument} must be names of {_checks.listed(known, 20)}, got {name!r}{near}")
+    return names
 
 
 def _lengths(smallest: int, largest: int) -> st.SearchStrategy[int]:
