@@ -48,6 +48,11 @@ bench-peers: $(VENV)/.peers
 	$(BIN)/python bench/accumulation_growth.py
 	$(BIN)/python bench/kernels.py --fill
 	$(BIN)/python bench/schedules.py
+	$(BIN)/python bench/schedule_values.py
+	$(BIN)/python bench/schedule_peers.py
+	$(BIN)/python bench/randomness.py
+	$(BIN)/python bench/dropout.py
+	$(BIN)/python bench/dropout_curves.py
 	$(BIN)/python bench/orders.py
 	$(BIN)/python bench/fill_tables.py
 
