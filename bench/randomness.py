@@ -17,6 +17,7 @@ from torch import Tensor
 from _report import Bench, LeftOut, Setting, Way, main
 from purestep import random
 from purestep.execution.compile import compiler_missing
+from purestep.random.words import at_least
 
 MANY, FEW = 1_000_000, 4096
 SIDE = 1024
@@ -80,11 +81,11 @@ def dropout(setting: Setting) -> Mapping[str, Callable[[], Way]]:
     x = torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(0)).to(setting.device)
 
     def ours(x: Tensor, key: Tensor) -> Tensor:
-        return x * (random.uniform(key, x.shape) >= 0.1).to(x.dtype) * (1 / 0.9)
+        return x * at_least(key, x.shape, threshold=round(0.1 * 2**32)).to(x.dtype) * (1 / 0.9)
 
     return {
         "F.dropout": _compiled(lambda x, key: F.dropout(x, 0.1), x, key),
-        "by purestep.random.uniform": _compiled(ours, x, key),
+        "by purestep.random, as in a step": _compiled(ours, x, key),
     }
 
 

@@ -359,7 +359,13 @@ def test_a_plain_draw_as_long_as_the_batch_is_one_for_each_example(name):
 
 @pytest.mark.compiler
 def test_attention_with_dropout_compiles():
-    model = nn.Sequential(nn.Linear(4, 8), FusedAttention(), nn.Linear(8, 1)).double()
+    class Both(nn.Module):
+        """With dropout, and without: the kernel carries the tag of a random operation all the same."""
+
+        def forward(self, x):
+            return F.scaled_dot_product_attention(x, x, x) + FusedAttention()(x)
+
+    model = nn.Sequential(nn.Linear(4, 8), Both(), nn.Linear(8, 1)).double()
     optimizer = ps.sgd(0.1)
     step = ps.train_step(model, lambda model, x: ps.mean(model(x).square()), optimizer)
     x = torch.randn(2, 3, 4, dtype=torch.float64)

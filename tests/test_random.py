@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import purestep as ps
 from purestep import random
 from purestep.laws._world import guarded_world
 from purestep.random import _eager, _philox, _stream, distributions
 from purestep.random._philox import philox
+from purestep.random.words import at_least
 
 COUNT = 1 << 16
 
@@ -195,6 +197,7 @@ ELEMENTWISE = {
     "gumbel": random.gumbel,
     "bernoulli": lambda key, shape, **k: random.bernoulli(key, 0.3, shape, **k),
     "truncated_normal": lambda key, shape, **k: random.truncated_normal(key, -1.0, 2.0, shape, **k),
+    "mask": lambda key, shape, **k: at_least(key, shape, threshold=0xC0000001, **k),
     "randint": lambda key, shape, **k: random.randint(key, shape, -3, 100, **k),
     "randint, wide": lambda key, shape, **k: random.randint(key, shape, -(1 << 62), 1 << 62, **k),
     "categorical": lambda key, shape, **k: random.categorical(key, torch.tensor([0.0, 1.0, -1.0]), shape=shape, **k),
@@ -252,8 +255,44 @@ def test_the_eager_ways_have_the_bits_of_the_operations_written_out():
             assert torch.equal(_stream._in_place(key, start, count, place, 0), right)
             assert torch.equal(_stream._in_place(key, start, count, place, 24), (right >> 8) * 2.0**-24)
             assert torch.equal(_stream._in_place(key, start, count, place, 32), right.double() * 2.0**-32)
+            for threshold in (0, 1, 1 << 31, int(right[0]), 0xFFFFFFFF):
+                assert torch.equal(_stream._in_place(key, start, count, place, 0, threshold), right >= threshold)
     # They would see a site that is not passed on, and a key word that is not advanced.
     assert not torch.equal(_stream._in_place(key, 0, 9, (0, 0), 0), _stream._written_out(key, 0, 9, place))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_normal_numbers_in_pieces_are_those_made_at_once(dtype, monkeypatch):
+    key = random.key(8)
+    places = [(0, 4 * _eager.PIECE + 10), (3, 4 * _eager.PIECE + 10), ((1 << 34) - 7, 40), (5, 1), (2, 0)]
+    pieces = [random.normal(key, (count,), dtype=dtype, start=start, site=3) for start, count in places]
+    monkeypatch.setattr(_eager, "available", lambda key, start: False)
+    for (start, count), found in zip(places, pieces, strict=True):
+        assert torch.equal(found, random.normal(key, (count,), dtype=dtype, start=start, site=3))
+
+
+@pytest.mark.parametrize("threshold", [0, 1, 1 << 31, (1 << 32) - 1, 1 << 32])
+def test_a_mask_is_where_the_words_are_at_least_so_much(threshold):
+    key, place = random.key(6), {"start": 3, "site": 9}
+    assert torch.equal(
+        at_least(key, (5, 40), threshold=threshold, **place), random.bits(key, (5, 40), **place) >= threshold
+    )
+
+
+def test_a_trace_records_a_draw_as_one_operation():
+    # What torch traces inside a compiled scan does not count as compiling.
+    def draw(key, start):
+        kept = at_least(random.fold_in(key, start), (8, 5), threshold=1 << 31, start=start)
+        return kept, random.normal(key, (3,), start=start)
+
+    key = random.key(2)
+    for mode in ("fake", "real"):
+        graph = make_fx(draw, tracing_mode=mode)(key, torch.tensor(6))
+        draws = [node for node in graph.graph.nodes if node.target is torch.ops.purestep.philox.default]
+        assert len(draws) == 3
+        assert len(graph.graph.nodes) < 60
+        for found, right in zip(graph(key, torch.tensor(9)), draw(key, torch.tensor(9)), strict=True):
+            assert torch.equal(found, right)
 
 
 def test_what_one_thread_keeps_is_not_another_s_and_no_result_is_kept():
@@ -279,10 +318,16 @@ def test_compiled_it_gives_the_same_bits():
             random.bits(key, (9,), start=start),
             torch.vmap(lambda key: random.normal(random.fold_in(key, 3), (3,), start=start))(keys),
             folded,
+            random.uniform(key, (9,), dtype=torch.float64, start=start),
+            at_least(key, (37,), threshold=1 << 31, start=start),
+            torch.vmap(lambda key: at_least(key, (9,), threshold=0xC0000001, start=2))(keys),
+            # Strides of a block: were the loop of these fused with that of the words, they would all be the last.
+            *(random.bits(key, (8, 4))[:, lane] * (lane + 1) for lane in range(4)),
         ]
 
     compiled = torch.compile(draw, fullgraph=True)
-    for seed in (0, 2**40 + 1):
+    # Starts at each place in a block, the last beyond 32 bits of its number.
+    for seed in (0, 1, 3, 2**40):
         inputs = random.key(seed), random.split(random.key(seed), 2), torch.tensor(seed + 2)
         for eager, graph in zip(draw(*inputs), compiled(*inputs), strict=True):
             assert torch.equal(eager, graph)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from purestep import random
 from purestep.draws._mode import Draws, draws
+from purestep.random.words import at_least
 
 # The value that SELU saturates at, -λα, which alpha dropout puts in place of what it drops (Klambauer et al. 2017).
 _SATURATION = -1.7580993408473766
@@ -18,7 +19,7 @@ _SATURATION = -1.7580993408473766
 
 def keep_mask(mode: Draws, shape: Any, p: float, along: int = 0) -> Tensor:
     """Return a bool tensor, each entry false with probability ``p`` (to 2^-32); the examples run along a dimension."""
-    return mode.draw(random.bits, shape, along=along) >= round(p * 2**32)
+    return mode.draw(at_least, shape, along=along, threshold=round(p * 2**32))
 
 
 def masked(

@@ -22,7 +22,7 @@ class RefuseRandomOperations(CustomGraphPass):
         self.error: UnkeyedDrawError | None = None
 
     def __call__(self, graph: Graph) -> None:
-        found = {_said(node) for node in graph.nodes if _is_random(node.target)}
+        found = {_said(node) for node in graph.nodes if _is_random(node)}
         if found:
             self.error = UnkeyedDrawError(
                 f"the step draws from a global generator by {', '.join(sorted(found))}, which purestep does not draw "
@@ -34,8 +34,17 @@ class RefuseRandomOperations(CustomGraphPass):
         return b"purestep: no random operations, 1"
 
 
-def _is_random(target: Any) -> bool:
-    return isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
+def _is_random(node: torch.fx.Node) -> bool:
+    """Whether a node draws: attention and recurrent kernels carry the tag too, and draw only for their dropout."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    given = {
+        argument.name: node.args[i] if i < len(node.args) else node.kwargs.get(argument.name, argument.default_value)
+        for i, argument in enumerate(target._schema.arguments)
+    }
+    dropout = [given[name] for name in ("dropout_p", "dropout") if name in given]
+    return not (dropout and (dropout[0] == 0 or given.get("train") is False))
 
 
 def _said(node: torch.fx.Node) -> str:

@@ -9,16 +9,33 @@ from purestep.random import _eager
 from purestep.random._philox import MASK, philox
 
 
-def result_dtype(significand: int) -> torch.dtype:
-    """``significand``: of the uniform numbers in bits, or 0 for the words themselves."""
+def traced() -> bool:
+    """Whether operations are recorded here, or run on stand-ins without values: then the whole draw is to be one."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def result_dtype(significand: int, threshold: int | None = None) -> torch.dtype:
+    """``significand``: of the uniform numbers in bits, or 0 for the words themselves. ``threshold``: of a mask."""
+    if threshold is not None:
+        return torch.bool
     return {0: torch.int64, 32: torch.float64}.get(significand, torch.float32)
 
 
-def draw(key: Tensor, start: int | Tensor, count: int, place: tuple[int, int], significand: int) -> Tensor:
-    """Return words from ``start`` on, ``place`` being c2 and c3, or uniform numbers of ``significand`` bits; flat."""
+def draw(
+    key: Tensor,
+    start: int | Tensor,
+    count: int,
+    place: tuple[int, int],
+    significand: int,
+    threshold: int | None = None,
+) -> Tensor:
+    """Return words from ``start`` on, ``place`` being c2 and c3; or uniform numbers of ``significand`` bits; or whether
+    words are at least ``threshold``. Flat."""
     if _eager.available(key, start):
-        return _in_place(key, int(start), count, place, significand)
+        return _in_place(key, int(start), count, place, significand, threshold)
     words = _written_out(key, start, count, place)
+    if threshold is not None:
+        return words >= threshold
     if not significand:
         return words
     wide = result_dtype(significand)
@@ -26,11 +43,14 @@ def draw(key: Tensor, start: int | Tensor, count: int, place: tuple[int, int], s
     return kept.to(wide) * 2.0**-significand
 
 
-def _in_place(key: Tensor, start: int, count: int, place: tuple[int, int], significand: int) -> Tensor:
-    wide = result_dtype(significand)
-
+def _in_place(
+    key: Tensor, start: int, count: int, place: tuple[int, int], significand: int, threshold: int | None = None
+) -> Tensor:
     def use(words: Tensor, out: Tensor) -> None:
-        if significand in (0, 32):
+        if threshold is not None:
+            # Unsigned words compare as signed ones do whose sign is changed.
+            torch.ge(words.bitwise_xor_(-(1 << 31)), threshold - (1 << 31), out=out)
+        elif significand in (0, 32):
             integers = out if not significand else torch.empty(len(words), dtype=torch.int64)
             integers.copy_(words).bitwise_and_(MASK)
             if significand:
@@ -39,7 +59,8 @@ def _in_place(key: Tensor, start: int, count: int, place: tuple[int, int], signi
             words.bitwise_right_shift_(32 - significand).bitwise_and_((1 << significand) - 1)
             out.copy_(words).mul_(2.0**-significand)
 
-    return _eager.fill(lambda: torch.empty(count, dtype=wide, device="cpu"), key, start, count, place, use)
+    dtype = result_dtype(significand, threshold)
+    return _eager.fill(lambda: torch.empty(count, dtype=dtype, device="cpu"), key, start, count, place, use)
 
 
 def _written_out(key: Tensor, start: int | Tensor, count: int, place: tuple[int, int]) -> Tensor:

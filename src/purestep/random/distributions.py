@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from purestep import _checks
+from purestep.random import _eager
+from purestep.random._philox import FOR_BITS, site_words
 from purestep.random.words import bits, check_place, float_dtype, uniform
 
 
@@ -52,16 +54,36 @@ def normal(
     check_place(start, site)
     count = math.prod(shape)
     # A pair begins at an even entry; the one before the first and the one after the last may be cut.
+    if _eager.available(key, start):
+        start = int(start)
+        pairs = (start % 2 + count + 1) // 2
+        return _in_pieces(key, start - start % 2, pairs, site, dtype)[start % 2 :][:count].reshape(tuple(shape))
     pairs = count // 2 + 1 if isinstance(start, Tensor) else (start % 2 + count + 1) // 2
     words = bits(key, (pairs, 2), start=start - start % 2, site=site)
-    radius = torch.sqrt(-2.0 * torch.log(_open(words[:, :1])))
-    # The sine is the cosine a quarter turn later.
-    angle = words[:, 1:] - torch.tensor([0, 1 << 30], dtype=torch.int64, device=key.device)
-    numbers = radius * torch.cos(angle.to(_wide(key)) * (2.0 * math.pi * 2.0**-32))
-    flat = numbers.to(dtype).reshape(-1)
+    flat = _box_muller(words.to(_wide(key))).to(dtype).reshape(-1)
     if isinstance(start, Tensor):
         return flat[torch.arange(count, device=key.device) + start % 2].reshape(tuple(shape))
     return flat[start % 2 :][:count].reshape(tuple(shape))
+
+
+def _in_pieces(key: Tensor, start: int, pairs: int, site: int, dtype: torch.dtype) -> Tensor:
+    """Return the normal numbers of so many pairs, flat, piece by piece: what is on the way stays in cache."""
+
+    def use(words: Tensor, out: Tensor) -> None:
+        # The unsigned words in float64: with the sign bit turned over they are less by 2^31, as signed ones.
+        unsigned = words.bitwise_xor_(-(1 << 31)).to(torch.float64).add_(2.0**31)
+        out.view(-1, 2).copy_(_box_muller(unsigned.view(-1, 2)))
+
+    place = site_words(site, FOR_BITS)
+    return _eager.fill(lambda: torch.empty(2 * pairs, dtype=dtype, device="cpu"), key, start, 2 * pairs, place, use)
+
+
+def _box_muller(words: Tensor) -> Tensor:
+    """Return the pairs that pairs of words make, ``(pairs, 2)`` in floating point."""
+    radius = torch.sqrt(-2.0 * torch.log(_open(words[:, :1])))
+    # The sine is the cosine a quarter turn later.
+    angle = words[:, 1:] - torch.tensor([0.0, 2.0**30], dtype=words.dtype, device=words.device)
+    return radius * torch.cos(angle * (2.0 * math.pi * 2.0**-32))
 
 
 def exponential(

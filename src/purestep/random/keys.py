@@ -8,7 +8,7 @@ from torch import Tensor
 from purestep import _checks, _tree
 from purestep.random import _graph  # noqa: F401 (it defines the operation purestep::philox)
 from purestep.random._philox import FOR_CALL, FOR_FOLD, FOR_SPLIT, MASK, philox
-from purestep.random._stream import derive
+from purestep.random._stream import derive, traced
 
 
 def key(seed: int, *, device: torch.device | str | None = None) -> Tensor:
@@ -76,12 +76,12 @@ def _derived(key: Tensor, name: str, data: int | Tensor, third: int, purpose: in
     elif data.dtype != torch.int64:
         raise TypeError(f"{name} must be an int or an int64 tensor, got a tensor of {data.dtype}")
     if isinstance(data, int) or data.dim() == 0:
-        if not _tree.is_transformed() and type(data) in (int, Tensor) and key.device.type == "cpu":
+        if not (traced() or _tree.is_transformed()) and type(data) in (int, Tensor) and key.device.type == "cpu":
             # One key, readable: Python's integers take a tenth of the time of that many small tensors.
             number, (k0, k1) = int(data), key.tolist()
             words = philox(k0, k1, number & MASK, (number >> 32) & MASK, third, purpose)
             return torch.tensor(words[:2], dtype=torch.int64)
         data = torch.as_tensor(data, dtype=torch.int64, device=key.device)
-    if torch.compiler.is_compiling():
-        return torch.ops.purestep.philox(key.expand(*data.shape, 2), data, 0, 2, third, purpose, 0)
+    if traced():
+        return torch.ops.purestep.philox(key.expand(*data.shape, 2), data, 0, 2, third, purpose, 0, None)
     return derive(key, data, (third, purpose))

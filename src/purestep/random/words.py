@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from purestep import _checks
-from purestep.random._philox import FOR_BITS, SITE_BITS, site_words
-from purestep.random._stream import draw
+from purestep.random._philox import FOR_BITS, MASK, SITE_BITS, site_words
+from purestep.random._stream import draw, traced
 from purestep.random.keys import checked
 
 # More bits than the significand has would round up to 1.
@@ -53,18 +53,34 @@ def uniform(
     return stream(key, tuple(shape), start, site, _SIGNIFICANDS[dtype]).to(dtype)
 
 
+def at_least(key: Tensor, shape: Sequence[int], *, threshold: int, start: int | Tensor = 0, site: int = 0) -> Tensor:
+    """Return ``bits(key, shape, start=start, site=site) >= threshold``, without the words: bool.
+
+    ``threshold``: an int from 0 to 2^32. Each entry is true with probability 1 - threshold / 2^32.
+    """
+    if threshold > MASK:
+        return torch.zeros(tuple(shape), dtype=torch.bool, device=key.device)
+    return stream(key, tuple(shape), start, site, 0, threshold)
+
+
 def stream(
-    key: Tensor, shape: tuple[int, ...], start: int | Tensor, site: int, significand: int, purpose: int = FOR_BITS
+    key: Tensor,
+    shape: tuple[int, ...],
+    start: int | Tensor,
+    site: int,
+    significand: int,
+    threshold: int | None = None,
 ) -> Tensor:
-    """Return a key's words (``significand`` 0), or uniform numbers of so many bits: float32 up to 24, else float64."""
+    """Return a key's words (``significand`` 0), or uniform numbers of so many bits (float32 up to 24, else float64), or
+    whether its words are at least a threshold."""
     checked(key)
     check_place(start, site)
     count = math.prod(shape)
-    if torch.compiler.is_compiling():
+    if traced():
         offset, start = (start, 0) if isinstance(start, Tensor) else (None, start)
-        made = torch.ops.purestep.philox(key, offset, start, count, site, purpose, significand)
+        made = torch.ops.purestep.philox(key, offset, start, count, site, FOR_BITS, significand, threshold)
     else:
-        made = draw(key, start, count, site_words(site, purpose), significand)
+        made = draw(key, start, count, site_words(site, FOR_BITS), significand, threshold)
     return made.reshape(shape)
 
 
