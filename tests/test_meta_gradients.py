@@ -9,9 +9,12 @@ from tensordict import TensorDict
 from torch import nn
 
 import purestep as ps
+from _optimizer_table import TORCH
+from purestep import optimizers
 from purestep.schedules import warmup_cosine
+from purestep.transforms.partition import partition
 
-STEPS = (1, 3)
+STEPS = (1, 5)
 
 
 def model():
@@ -36,12 +39,18 @@ def nothing(model, batch):
     return ps.mean(0.0 * model(batch["x"]))
 
 
+@pytest.fixture(autouse=True)
+def float64_by_default():
+    """torch, and so purestep, keeps some scalars in the default dtype: NAdam's product of momenta, ASGD's rate. What
+    float32 rounds, differences of 1e-5 do not resolve."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
 def sgd(h):
     return ps.sgd(h["rate"], momentum=h.get("momentum", 0.7), weight_decay=h.get("decay", 0.1))
-
-
-def adamw(h):
-    return ps.adamw(h["rate"], betas=(h["beta1"], h["beta2"]), weight_decay=h["decay"])
 
 
 def scheduled(h):
@@ -53,12 +62,36 @@ def clipped(h):
     return ps.chain(ps.clip_by_global_norm(h["max_norm"]), sgd(h))
 
 
+def muon(h):
+    return optimizers.muon(
+        h["rate"], momentum=h["momentum"], weight_decay=h["weight_decay"], ns_dtype=None, others=ps.sgd(0.1)
+    )
+
+
 RULES = {
-    "sgd": (sgd, {"rate": 0.2, "momentum": 0.7, "decay": 0.1}),
-    "adamw": (adamw, {"rate": 0.05, "beta1": 0.8, "beta2": 0.9, "decay": 0.2}),
+    **{name: (row.with_hyperparameters, {"rate": row.rate, **row.hyperparameters}) for name, row in TORCH.items()},
+    "muon": (muon, {"rate": 0.03, "momentum": 0.7, "weight_decay": 0.2}),
     "schedule": (scheduled, {"peak": 0.1, "initial": 0.02, "floor": 0.01}),
     "clip": (clipped, {"rate": 0.2, "max_norm": 0.1}),
 }
+# Hyperparameters that do nothing before the first update is over: an average has nothing behind it yet.
+LATE = {
+    "sgd": {"momentum", "dampening"},
+    "adam": {"beta1", "beta2"},
+    "adamw": {"beta1", "beta2"},
+    "adamax": {"beta1", "beta2"},
+    "nadam": {"beta2"},
+    "radam": {"beta1", "beta2"},
+    "adagrad": {"lr_decay"},
+    "adadelta": set(),
+    "rmsprop": {"momentum"},
+    "asgd": {"alpha"},
+    "adafactor": {"beta2_decay"},
+    "muon": {"momentum"},
+    "schedule": {"peak", "floor"},
+}
+LONG = ["adamw", "radam"]
+CASES = [(name, steps) for name in RULES for steps in STEPS] + [(name, 50) for name in LONG]
 
 
 def outcome(name, steps, loss):
@@ -82,8 +115,7 @@ def outcome(name, steps, loss):
     return function, numbers, torch.zeros((), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(("name", "steps"), CASES)
 def test_a_derivative_through_steps_is_what_differences_give(name, steps):
     function, numbers, move = outcome(name, steps, objective)
     by_numbers, by_move = torch.func.grad(function, argnums=(0, 1))(numbers, move)
@@ -94,10 +126,12 @@ def test_a_derivative_through_steps_is_what_differences_give(name, steps):
             moved = {k: v + sign * size * (k == which) for k, v in numbers.items()}
             ends.append(function(moved, move + sign * size * (which not in numbers)).item())
         slope = by_move if which not in numbers else by_numbers[which]
-        assert slope.item() == pytest.approx((ends[0] - ends[1]) / (2 * size), rel=1e-5, abs=1e-9), which
+        difference = (ends[0] - ends[1]) / (2 * size)
+        assert slope.item() == pytest.approx(difference, rel=1e-5 if steps < 50 else 1e-4, abs=1e-9), which
     assert by_move != 0
-    if steps == 3:  # the first step has no velocity, and a warm-up's is at its initial rate alone
-        assert all(slope != 0 for slope in by_numbers.values())
+    without = LATE.get(name, set()) if steps == 1 else {"beta2"} if name == "radam" and steps == 5 else set()
+    for which, slope in by_numbers.items():
+        assert abs(slope) > 1e-13 or which in without, which
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -115,7 +149,7 @@ def test_a_derivative_through_steps_is_finite_where_the_gradient_is_zero(name, s
 
 @pytest.mark.parametrize("name", RULES)
 def test_plain_autograd_and_forward_mode_agree(name):
-    function, numbers, move = outcome(name, 3, objective)
+    function, numbers, move = outcome(name, 2, objective)
     by_func = torch.func.grad(function)(numbers, move)
     leaves = {k: v.clone().requires_grad_() for k, v in numbers.items()}
     by_autograd = torch.autograd.grad(function(leaves, move), list(leaves.values()))
@@ -125,19 +159,24 @@ def test_plain_autograd_and_forward_mode_agree(name):
     assert along.item() == pytest.approx(sum(by_func.values()).item(), rel=1e-10)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_hyperparameter_is_a_number_a_tensor_or_a_schedule_alike(optimizer):
-    numbers = RULES[optimizer][1]
-    make = RULES[optimizer][0]
-    network, kept = model(), []
-    held = {k: torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()}
-    scheduled = {k: ps.schedules.constant(v) for k, v in numbers.items()}
-    for hyperparameters in (numbers, held, scheduled):
-        rule = make(hyperparameters)
-        state, step = ps.init_state(network, rule, seed=0), ps.train_step(network, objective, rule)
-        for t in range(3):
+def test_a_rate_for_each_layer_is_learned_by_its_hypergradient():
+    """The worked example of docs/optimizers.md: two rates, from the loss after five steps."""
+    network = model()
+    final = ps.loss_step(network, objective, training=False)
+
+    def loss_after(log_rates):
+        rules = {"first": ps.sgd(log_rates[0].exp()), "last": ps.sgd(log_rates[1].exp())}
+        rule = partition(rules, {"0.*": "first", "3.*": "last"})
+        step, state = ps.train_step(network, objective, rule), ps.init_state(network, rule, seed=0)
+        for t in range(5):
             state, _ = step(state, batch(5, seed=t))
-        kept.append(state.params)
-    for name, leaf in kept[0].items():
-        assert torch.equal(leaf, kept[1][name]), name
-        assert torch.equal(leaf, kept[2][name]), name
+        return final(state, batch(8, seed=9))[0].value()
+
+    log_rates = torch.tensor([-3.0, -3.0])
+    losses = []
+    for _ in range(10):
+        slope, loss = torch.func.grad_and_value(loss_after)(log_rates)
+        losses.append(loss.item())
+        log_rates = log_rates - 10.0 * slope
+    assert losses[-1] < losses[0]
+    assert log_rates[0] != log_rates[1]

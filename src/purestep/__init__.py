@@ -4,7 +4,7 @@ A training step is a function ``(state, batch) -> (state, metrics)`` that reads 
 nothing but its results.
 """
 
-from purestep import checkpoint, data, measure, metrics, random, schedules
+from purestep import checkpoint, data, measure, metrics, optimizers, random, schedules, transforms
 from purestep._forward import Context
 from purestep.derivatives import ggn_vp, hvp, jvp, value_and_grad
 from purestep.draws import UnkeyedDrawError
@@ -13,12 +13,14 @@ from purestep.fit import evaluate, fit
 from purestep.functional import BoundModule, load_into
 from purestep.gradients import Gradient
 from purestep.initialisation import init_params
+from purestep.lbfgs import lbfgs_step
 from purestep.nonfinite import NonFiniteError
 from purestep.objectives import Loss, Mean, mean, merge, once, values
-from purestep.optimizers import adamw, matrices_only, sgd
+from purestep.optimizers import adam, adamw, matrices_only, sgd
 from purestep.per_example import ExampleGradients, per_example_grads, per_example_norms
 from purestep.precision import DynamicLossScale
 from purestep.remat import remat
+from purestep.sam import sam_step
 from purestep.state import DonatedStateError, TrainState, init_state, init_state_from_meta
 from purestep.step import eval_step, grad_step, loss_step, train_step, update_step
 from purestep.transforms import clip_by_global_norm
@@ -39,6 +41,7 @@ __all__ = [
     "TrainState",
     "UnkeyedDrawError",
     "UpdateContext",
+    "adam",
     "adamw",
     "chain",
     "checkpoint",
@@ -56,6 +59,7 @@ __all__ = [
     "init_state",
     "init_state_from_meta",
     "jvp",
+    "lbfgs_step",
     "load_into",
     "loss_step",
     "matrices_only",
@@ -64,13 +68,16 @@ __all__ = [
     "merge",
     "metrics",
     "once",
+    "optimizers",
     "per_example_grads",
     "per_example_norms",
     "random",
     "remat",
+    "sam_step",
     "schedules",
     "sgd",
     "train_step",
+    "transforms",
     "update_step",
     "value_and_grad",
     "values",

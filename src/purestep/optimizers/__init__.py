@@ -1,5 +1,32 @@
-"""Optimizers: maps from gradients to new parameters, one file a family."""
+"""Optimizers, maps from gradients to new parameters: one file a family, and what wraps them."""
 
+from purestep.optimizers._torch import from_torch as from_torch
+from purestep.optimizers._torch import to_torch as to_torch
+from purestep.optimizers.adafactor import adafactor as adafactor
+from purestep.optimizers.adam import adam as adam
 from purestep.optimizers.adam import adamw as adamw
 from purestep.optimizers.adam import matrices_only as matrices_only
+from purestep.optimizers.adam_variants import adamax as adamax
+from purestep.optimizers.adam_variants import nadam as nadam
+from purestep.optimizers.adam_variants import radam as radam
+from purestep.optimizers.adaptive import adadelta as adadelta
+from purestep.optimizers.adaptive import adagrad as adagrad
+from purestep.optimizers.adaptive import rmsprop as rmsprop
+from purestep.optimizers.ademamix import ademamix as ademamix
+from purestep.optimizers.adopt import adopt as adopt
+from purestep.optimizers.averaging import ema as ema
+from purestep.optimizers.averaging import swa as swa
+from purestep.optimizers.layerwise import lamb as lamb
+from purestep.optimizers.layerwise import lars as lars
+from purestep.optimizers.lbfgs import lbfgs as lbfgs
+from purestep.optimizers.lion import lion as lion
+from purestep.optimizers.muon import muon as muon
+from purestep.optimizers.prodigy import prodigy as prodigy
+from purestep.optimizers.rprop import rprop as rprop
+from purestep.optimizers.schedule_free import schedule_free_adamw as schedule_free_adamw
+from purestep.optimizers.schedule_free import schedule_free_sgd as schedule_free_sgd
+from purestep.optimizers.sgd import asgd as asgd
 from purestep.optimizers.sgd import sgd as sgd
+from purestep.optimizers.wrappers import apply_if_finite as apply_if_finite
+from purestep.optimizers.wrappers import inject_hyperparams as inject_hyperparams
+from purestep.optimizers.wrappers import lookahead as lookahead

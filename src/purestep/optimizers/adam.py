@@ -1,20 +1,44 @@
-"""Adam and its descendants."""
+"""Adam, with decay in the gradient or apart from it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
-import torch
-from tensordict import TensorDict
 from torch import Tensor
 
-from purestep import _checks, _each, _tree, updates
-from purestep.updates import Hyperparameter, Optimizer, Tree, UpdateContext
+from purestep import _checks, updates
+from purestep.optimizers._leafwise import After, DecayMask, Part, check_betas, leafwise, zeros
+from purestep.updates import Hyperparameter, Optimizer
 
 
 def matrices_only(name: str, parameter: Tensor) -> bool:
     """A ``decay_mask`` that decays weights and spares biases and norms: parameters of two dimensions or more."""
     return parameter.dim() >= 2
+
+
+def adam(
+    rate: Hyperparameter,
+    *,
+    betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: Hyperparameter = 0.0,
+    decay_mask: DecayMask = None,
+    amsgrad: bool = False,
+    maximize: bool = False,
+) -> Optimizer:
+    """Adam with the decay in the gradient (L2), bit for bit ``torch.optim.Adam(foreach=False)`` in eager mode on CPU.
+
+    With g the gradient, γ the rate, λ the decay and t the count of updates, from 1::
+
+        g ← g + λθ                              where decay_mask says so
+        m ← m + (1 - β₁)(g - m)
+        v ← β₂v + (1 - β₂)g²                    (with amsgrad, v̂ ← max(v̂, v) takes v's place below)
+        θ ← θ - γ / (1 - β₁ᵗ) · m / (√v / √(1 - β₂ᵗ) + eps)
+
+    Source: Kingma & Ba, `Adam: a method for stochastic optimization <https://arxiv.org/abs/1412.6980>`_ (2015).
+    State, smoothness, arguments and errors are those of :func:`adamw`, except that nothing decays by default.
+    """
+    return _adam("adam", rate, betas, eps, weight_decay, decay_mask, amsgrad, maximize, decoupled=False)
 
 
 def adamw(
@@ -23,7 +47,7 @@ def adamw(
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: Hyperparameter = 0.01,
-    decay_mask: Callable[[str, Tensor], bool] | None = None,
+    decay_mask: DecayMask = None,
     amsgrad: bool = False,
     maximize: bool = False,
 ) -> Optimizer:
@@ -36,13 +60,14 @@ def adamw(
         v ← β₂v + (1 - β₂)g²                    (with amsgrad, v̂ ← max(v̂, v) takes v's place below)
         θ ← θ - γ / (1 - β₁ᵗ) · m / (√v / √(1 - β₂ᵗ) + eps)
 
-    Source: Loshchilov & Hutter, "Decoupled weight decay regularization" (2019); AMSGrad: Reddi et al. (2018), with the
+    Source: Loshchilov & Hutter, `Decoupled weight decay regularization <https://arxiv.org/abs/1711.05101>`_ (2019);
+    AMSGrad: Reddi et al., `On the convergence of Adam and beyond <https://arxiv.org/abs/1904.09237>`_ (2018), with the
     maximum of the uncorrected v as in torch (Optax takes it of the corrected one).
 
     State: ``exp_avg`` (m) and ``exp_avg_sq`` (v), as the parameters: two numbers a parameter; with amsgrad a third,
     ``max_exp_avg_sq``; and ``count`` (int64, 0-d), so that a fresh optimizer at step 10,000 corrects its bias as a
     fresh one should. At v = 0 the derivative of the root is taken as zero; torch's is NaN there. Not smooth where
-    amsgrad's maximum ties.
+    amsgrad's maximum ties: each side has half of the derivative.
 
     Args:
         rate: a number of at least 0, a 0-d tensor, or a schedule.
@@ -53,66 +78,47 @@ def adamw(
         amsgrad, maximize: as in torch.
 
     Raises:
-        TypeError, ValueError: a hyperparameter out of its range.
+        TypeError, ValueError: a hyperparameter out of its range; by ``init``, parameters of no real dtype; by
+            ``update``, a gradient of another shape than its parameter.
+        KeyError: by ``update``, gradients or a state that belong to other parameters or to another optimizer.
     """
+    return _adam("adamw", rate, betas, eps, weight_decay, decay_mask, amsgrad, maximize, decoupled=True)
+
+
+def _adam(
+    owner: str,
+    rate: Hyperparameter,
+    betas: tuple[Hyperparameter, Hyperparameter],
+    eps: float,
+    weight_decay: Hyperparameter,
+    decay_mask: DecayMask,
+    amsgrad: bool,
+    maximize: bool,
+    *,
+    decoupled: bool,
+) -> Optimizer:
     updates.check_hyperparameter("rate", rate)
-    _check_betas(betas)
+    check_betas(betas)
     _checks.number("eps", eps, minimum=0)
-    updates.check_hyperparameter("weight_decay", weight_decay)
-    if decay_mask is not None and not callable(decay_mask):
-        raise TypeError(f"decay_mask must be a function (name, parameter) -> bool or None, got {decay_mask!r}")
 
-    def init(params: Tree) -> TensorDict:
-        updates.check_real(params, "adamw")
-        count = torch.zeros((), dtype=torch.int64, device=next(iter(params.values())).device)
-        moments = {
-            name: _tree.zeros_like(params) for name in ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] * amsgrad))
-        }
-        return TensorDict({**moments, "count": count}, batch_size=[])
-
-    def update(grads: Tree, state: Tree, params: Tree, context: UpdateContext) -> tuple[Tree, Tree]:
-        if maximize:
-            grads = _tree.map_leaves(torch.neg, grads)
-        rate_now, decay = updates.now(rate, context), updates.now(weight_decay, context)
-        beta1, beta2 = (updates.now(beta, context) for beta in betas)
-        count = state["count"] + 1
-        step_size, root_correction = _corrections(rate_now, beta1, beta2, count)
-        names = list(params.keys())
-        p, g, m, v = (_tree.leaves(tree, names) for tree in (params, grads, state["exp_avg"], state["exp_avg_sq"]))
-        each = _each.arithmetic(p, g, m, v, rate_now, decay, beta1, beta2)
-        m = each.lerp(m, g, 1 - beta1)
-        v = each.addcmul(each.mul(v, beta2), g, g, 1 - beta2)
-        after = {"exp_avg": _tree.named(names, m, params), "exp_avg_sq": _tree.named(names, v, params)}
+    def advance(part: Part, h: Any) -> After:
+        each, kept = part.each, part.kept
+        m = each.lerp(kept["exp_avg"], part.g, 1 - h.beta1)
+        v = each.addcmul_(each.mul(kept["exp_avg_sq"], h.beta2), part.g, part.g, 1 - h.beta2)
+        after = {"exp_avg": m, "exp_avg_sq": v}
         if amsgrad:
-            v = each.maximum(_tree.leaves(state["max_exp_avg_sq"], names), v)
-            after["max_exp_avg_sq"] = _tree.named(names, v, params)
-        p = decayed(each, names, p, 1 - rate_now * decay)
-        p = each.addcdiv(p, each.mul(m, step_size), each.add(each.div(each.sqrt(v), root_correction), eps))
-        return _tree.named(names, p, params), TensorDict({**after, "count": count}, batch_size=state.batch_size)
+            v = after["max_exp_avg_sq"] = each.maximum(kept["max_exp_avg_sq"], v)
+        step_size = h.rate / (1 - h.beta1**part.t)
+        denominator = each.add_(each.div_(each.sqrt(v), (1 - h.beta2**part.t) ** 0.5), eps)
+        return After(each.addcdiv(part.p, m, denominator, -step_size), after, {})
 
-    def decayed(each: _each.Loop, names: list[str], params: list[Tensor], factor: float | Tensor) -> list[Tensor]:
-        if updates.is_zero(weight_decay):
-            return params
-        if decay_mask is None:
-            return each.mul(params, factor)
-        return [(p * factor).to(p.dtype) if decay_mask(name, p) else p for name, p in zip(names, params, strict=True)]
-
-    def hyperparams(state: Tree, context: UpdateContext) -> dict[str, Tensor]:
-        return {"learning_rate": updates.as_tensor(updates.resolve(rate, context), context.step)}
-
-    return Optimizer(init, update, hyperparams)
-
-
-def _corrections(
-    rate: float | Tensor, beta1: float | Tensor, beta2: float | Tensor, count: Tensor
-) -> tuple[float | Tensor, float | Tensor]:
-    """Return ``-γ / (1 - β₁ᵗ)`` and ``√(1 - β₂ᵗ)`` in float64, as Python floats where torch would have them."""
-    t = updates.plain(count.to(torch.float32 if count.device.type == "mps" else torch.float64))
-    return -(rate / (1 - beta1**t)), (1 - beta2**t) ** 0.5
-
-
-def _check_betas(betas: tuple[Hyperparameter, Hyperparameter]) -> None:
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise TypeError(f"betas must be two numbers in [0, 1), got {betas!r}")
-    for position, beta in enumerate(betas):
-        updates.check_hyperparameter(f"betas[{position}]", beta, below=1)
+    return leafwise(
+        owner,
+        advance,
+        hyperparameters={"rate": rate, "beta1": betas[0], "beta2": betas[1]},
+        trees=dict.fromkeys(("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] * amsgrad)), zeros),
+        weight_decay=weight_decay,
+        decay_mask=decay_mask,
+        decay="parameter" if decoupled else "gradient",
+        maximize=maximize,
+    )

@@ -1,4 +1,30 @@
-"""Gradient transformations: maps from gradients to gradients."""
+"""Gradient transformations, maps from gradients to gradients, and what parts and closes chains of them."""
 
+from purestep.transforms.clipping import adaptive_clip as adaptive_clip
 from purestep.transforms.clipping import clip_by_global_norm as clip_by_global_norm
+from purestep.transforms.clipping import clip_by_norm as clip_by_norm
+from purestep.transforms.clipping import clip_by_value as clip_by_value
 from purestep.transforms.clipping import global_norm as global_norm
+from purestep.transforms.kinds import by_kind as by_kind
+from purestep.transforms.kinds import unit_axes as unit_axes
+from purestep.transforms.kinds import unit_axes_of as unit_axes_of
+from purestep.transforms.moments import ema as ema
+from purestep.transforms.moments import scale_by_adam as scale_by_adam
+from purestep.transforms.moments import scale_by_rms as scale_by_rms
+from purestep.transforms.moments import trace as trace
+from purestep.transforms.partition import freeze as freeze
+from purestep.transforms.partition import masked as masked
+from purestep.transforms.partition import partition as partition
+from purestep.transforms.projections import project as project
+from purestep.transforms.projections import project_nonnegative as project_nonnegative
+from purestep.transforms.projections import project_norm_ball as project_norm_ball
+from purestep.transforms.regularising import add_decayed_weights as add_decayed_weights
+from purestep.transforms.regularising import add_noise as add_noise
+from purestep.transforms.regularising import centralize as centralize
+from purestep.transforms.scaling import normalize as normalize
+from purestep.transforms.scaling import scale as scale
+from purestep.transforms.scaling import scale_by_schedule as scale_by_schedule
+from purestep.transforms.scaling import scale_by_sign as scale_by_sign
+from purestep.transforms.scaling import scale_by_trust_ratio as scale_by_trust_ratio
+from purestep.transforms.stateless import stateless as stateless
+from purestep.transforms.stateless import zero_nonfinite as zero_nonfinite
