@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint format docs bench bench-peers soak clean
+.PHONY: demo test faults lint format docs bench bench-peers soak clean
 
 demo: $(VENV)/.demo
 	$(BIN)/purestep demo $(ARGS)
@@ -12,6 +12,10 @@ demo: $(VENV)/.demo
 # One thread: the tests are small, and threads that wait for each other on a busy machine are slower than none.
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+# Runs that are killed 50 times each, some minutes: what they have seen at the end is what an unbroken run has.
+faults: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check src tests bench
@@ -53,6 +57,8 @@ bench-peers: $(VENV)/.peers
 	$(BIN)/python bench/randomness.py
 	$(BIN)/python bench/dropout.py
 	$(BIN)/python bench/dropout_curves.py
+	$(BIN)/python bench/optimizers.py
+	$(BIN)/python bench/data.py
 	$(BIN)/python bench/orders.py
 	$(BIN)/python bench/fill_tables.py
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +18,7 @@ from purestep.laws._compare import LawViolation, same_bits
 from purestep.laws._report import LawDoesNotApplyError, LawReport, check_laws, is_drawn, on_drawn
 from purestep.laws._world import guarded_world
 
-ORDER_LAWS = ("pure", "permutation", "random access", "shards", "workers", "written")
+ORDER_LAWS = ("pure", "permutation", "random access", "algebra", "shards", "elastic", "workers", "written")
 _LAW = "law 7 (exact orders)"
 _PURE = "law 1 (pure)"
 # Longer orders are looked at in some of their positions.
@@ -43,12 +43,17 @@ def check_order(
 
     - ``pure``: the same indices twice and whatever was asked between, under other seeds and default dtypes; positions
       and the global state are untouched;
-    - ``permutation``: an epoch gives ``len(order)`` different indices below ``order.bound``. An order that draws with
-      replacement skips it;
+    - ``permutation``: an epoch gives indices below ``order.bound``, and, of an order that says it is ``distinct``,
+      each of them once (at positions of weight zero they do not count);
     - ``random access``: a position asked alone, by a copy that was asked nothing before, has the index that it has
-      among all of them, whatever their shape; the last one first;
-    - ``shards``: the ranks of a world of any size, each with a copy of its own, see each example of an epoch once: at
-      the positions ``rank, rank + world, ...``, or by ``shard``;
+      among all of them, whatever their shape and device; the last one first;
+    - ``algebra``: ``skip``, ``take``, ``repeat`` and ``batched`` give the indices and weights that stand there in the
+      order itself;
+    - ``shards``: the ranks of a world of any size, each with a copy of its own, together see what an epoch holds, each
+      position once, by ``order.shard(rank, world)`` or by ``shard``; shards are of one length, and what fills them up
+      has weight zero;
+    - ``elastic``: a world that stops anywhere in an epoch, and one of another size that goes on at the position where
+      it stopped, together see the same;
     - ``workers``: several threads that ask at once get the same indices, and a :func:`purestep.data.pipeline` gives
       the same batches with any number of workers;
     - ``written``: a pickled copy is equal, and has the same hash and fingerprint.
@@ -60,7 +65,7 @@ def check_order(
             ``st.builds(ps.data.shuffled, st.integers(1, 50), st.integers(0, 9))``, which finds the smallest one that
             breaks a law.
         epochs, worlds: what to look at.
-        shard: ``(order, rank, world) -> order``, where shards are orders.
+        shard: ``(order, rank, world) -> order``, another way to make shards; they may be of several lengths.
         max_examples: of a strategy, for each law.
         laws, skip: names of the laws to look at, and of those to leave out.
 
@@ -88,7 +93,9 @@ def check_order(
         "pure": on_order(lambda order: _check_pure(order, epochs)),
         "permutation": on_order(lambda order: _check_permutation(order, epochs)),
         "random access": on_order(lambda order: _check_access(order, epochs)),
+        "algebra": on_order(lambda order: _check_algebra(order, epochs)),
         "shards": on_order(lambda order: _check_shards(order, epochs, worlds, shard)),
+        "elastic": on_order(lambda order: _check_elastic(order, epochs, worlds, shard)),
         "workers": on_order(lambda order: _check_workers(order, epochs)),
         "written": on_order(lambda order: _check_written(order, epochs)),
     }
@@ -160,7 +167,8 @@ def _check_permutation(order: IndexOrder, epochs: Sequence[int]) -> None:
                 by=f"{outside.numel()} indices outside",
                 on=f"epoch {epoch}, position {int(positions[at])}",
             )
-        _check_once(f"epoch {epoch}", indices)
+        if order.distinct:
+            _check_once(f"epoch {epoch}", indices[order.weight(epoch, positions) > 0])
 
 
 def _check_once(where: str, indices: Tensor) -> None:
@@ -184,9 +192,16 @@ def _check_access(order: IndexOrder, epochs: Sequence[int]) -> None:
             _check_same(_LAW, epoch, positions[[at]], alone, right[[at]], ("asked alone", "among all positions"))
         backwards = positions.flip(0)
         _check_same(_LAW, epoch, backwards, order(epoch, backwards), right.flip(0), ("asked backwards", "forwards"))
+        for device in _other_devices():
+            there = order(epoch, positions.to(device)).cpu()
+            _check_same(_LAW, epoch, positions, there, right, (f"on {device}", "on the CPU"))
         table = positions[: len(positions) // 2 * 2].reshape(2, -1)
         wanted = right[: table.numel()].reshape(2, -1)
         _check_same(_LAW, epoch, table, order(epoch, table), wanted, ("in a table of positions", "in a row of them"))
+
+
+def _other_devices() -> list[str]:
+    return ["cuda"] if torch.cuda.is_available() else []
 
 
 def _copy(order: IndexOrder) -> IndexOrder:
@@ -194,31 +209,88 @@ def _copy(order: IndexOrder) -> IndexOrder:
     return pickle.loads(pickle.dumps(order))
 
 
+def _check_algebra(order: IndexOrder, epochs: Sequence[int]) -> None:
+    n = len(order)
+    positions = _positions(order)
+    half, size = n // 2, min(n, _BATCH)
+    for epoch in epochs:
+        right, weights = order(epoch, positions), order.weight(epoch, positions)
+        for word, part, here in (
+            ("skip", order.skip(half), positions >= half),
+            ("take", order.take(half), positions < half),
+        ):
+            places = positions[here] - (half if word == "skip" else 0)
+            names = (f"by {word}({half})", "by the order")
+            _check_same(_LAW, epoch, positions[here], part(epoch, places), right[here], names)
+            _check_same(_LAW, epoch, positions[here], part.weight(epoch, places), weights[here], names)
+        repeated = order.repeat(2)
+        later = epoch % 2 * n
+        names = ("by repeat(2)", "by the order")
+        _check_same(_LAW, epoch, positions, repeated(epoch // 2, positions + later), right, names)
+        number = int(positions[-1]) // size
+        batch = order.batched(size)(epoch, number)
+        there = torch.arange(number * size, number * size + len(batch))
+        _check_same(_LAW, epoch, there, batch, order(epoch, there), (f"by batched({size})", "by the order"))
+
+
 def _check_shards(order: IndexOrder, epochs: Sequence[int], worlds: Sequence[int], shard: Shard | None) -> None:
     if len(order) > _WHOLE:
         raise LawDoesNotApplyError(f"an epoch is longer than {_WHOLE}")
     for epoch in epochs:
-        right = order(epoch, torch.arange(len(order))).sort().values
+        right = _seen(order, epoch)
         for world in worlds:
-            parts = [part for rank in range(world) for part in _part(order, epoch, rank, world, shard)]
-            got = torch.cat(parts).sort().values
-            if not same_bits(got, right):
-                missing = sorted(set(right.tolist()) - set(got.tolist()))
+            shards = [_shard(order, rank, world, shard) for rank in range(world)]
+            lengths = sorted({len(part) for part in shards})
+            if shard is None and len(lengths) > 1:
                 raise LawViolation(
-                    f"{_LAW}: {world} shards of epoch {epoch} give {len(got)} examples of {len(right)}"
-                    + (f", and the example {missing[0]} is in none of them" if missing else ", some of them twice"),
-                    by=f"{len(missing)} examples are missing, {len(got) - len(right) + len(missing)} are there again",
+                    f"{_LAW}: {world} shards are of several lengths, from {lengths[0]} to {lengths[-1]}, where ranks "
+                    "that wait for each other need one",
+                    by="shards of several lengths",
                     on=f"epoch {epoch}, {world} shards",
                 )
+            got = torch.cat([_seen(part, epoch) for part in shards])
+            _check_together(f"{world} shards of epoch {epoch}", f"epoch {epoch}, {world} shards", got, right)
 
 
-def _part(order: IndexOrder, epoch: int, rank: int, world: int, shard: Shard | None) -> Iterator[Tensor]:
+def _check_elastic(order: IndexOrder, epochs: Sequence[int], worlds: Sequence[int], shard: Shard | None) -> None:
+    if len(order) > _WHOLE:
+        raise LawDoesNotApplyError(f"an epoch is longer than {_WHOLE}")
+    if shard is not None:
+        raise LawDoesNotApplyError("shard= makes shards of whole orders")
+    for epoch in epochs:
+        right = _seen(order, epoch)
+        for before, after in zip(worlds, [*worlds[1:], worlds[0]], strict=True):
+            steps = len(order) // before // 2
+            first = [order.shard(rank, before).take(steps) for rank in range(before)]
+            rest = order.skip(steps * before)
+            then = [rest.shard(rank, after) for rank in range(after)]
+            got = torch.cat([_seen(part, epoch) for part in first + then])
+            on = f"epoch {epoch}, {before} shards, then {after} from position {steps * before}"
+            _check_together(on, on, got, right)
+
+
+def _seen(order: IndexOrder, epoch: int) -> Tensor:
+    """Return what an epoch holds: its indices at positions of other weight than zero, sorted."""
+    positions = torch.arange(len(order))
+    return order(epoch, positions)[order.weight(epoch, positions) != 0].sort().values
+
+
+def _shard(order: IndexOrder, rank: int, world: int, shard: Shard | None) -> IndexOrder:
     mine = _copy(order)
-    if shard is None:
-        yield mine(epoch, torch.arange(min(rank, len(order)), len(order), world))
-        return
-    part = shard(mine, rank, world)
-    yield part(epoch, torch.arange(len(part)))
+    return mine.shard(rank, world) if shard is None else shard(mine, rank, world)
+
+
+def _check_together(what: str, on: str, got: Tensor, right: Tensor) -> None:
+    got = got.sort().values
+    if not same_bits(got, right):
+        missing = sorted(set(right.tolist()) - set(got.tolist()))
+        how = "some of them twice" if len(got) > len(right) else "some of them too seldom"
+        how = f"and the example {missing[0]} is in none of them" if missing else how
+        raise LawViolation(
+            f"{_LAW}: {what} give {len(got)} examples of {len(right)}, {how}",
+            by=f"{len(missing)} examples are missing, {len(got) - len(right) + len(missing)} are there again",
+            on=on,
+        )
 
 
 def _check_workers(order: IndexOrder, epochs: Sequence[int]) -> None:

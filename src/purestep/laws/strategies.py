@@ -20,14 +20,23 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 
-from purestep import _checks
-from purestep.data.orders import IndexOrder, sequential, shuffled
+from purestep import _checks, transforms
+from purestep.data.orders import (
+    IndexOrder,
+    grouped,
+    mixed,
+    sequential,
+    shuffled,
+    stratified,
+    subset,
+    weighted,
+    with_replacement,
+)
 from purestep.functional import Trainable
 from purestep.laws.problems import ARCHITECTURES, OBJECTIVES, Problem, make_batch, make_model, make_train_state
-from purestep.optimizers import adamw, sgd
+from purestep.optimizers import adam, adamw, lamb, nadam, rmsprop, sgd
 from purestep.schedules import cosine
 from purestep.state import TrainState, init_state
-from purestep.transforms import clip_by_global_norm
 from purestep.updates import GradientTransformation, Optimizer, chain
 
 _seeds = st.integers(0, 2**16)
@@ -150,10 +159,31 @@ _rates = st.sampled_from([0.1, 0.01]) | st.builds(cosine, st.just(0.1), st.just(
 # A strategy for each by its name; our tests see to it that none is missing.
 OPTIMIZERS: dict[str, st.SearchStrategy[Optimizer]] = {
     "sgd": st.builds(sgd, _rates, momentum=st.sampled_from([0.0, 0.9]), weight_decay=st.sampled_from([0.0, 0.1])),
+    "adam": st.builds(adam, _rates, weight_decay=st.sampled_from([0.0, 0.1])),
     "adamw": st.builds(adamw, _rates, weight_decay=st.sampled_from([0.01, 0.1]), amsgrad=st.booleans()),
+    "nadam": st.builds(nadam, _rates),
+    "rmsprop": st.builds(rmsprop, _rates, centered=st.booleans(), eps=st.just(1e-3)),
+    "lamb": st.builds(lamb, _rates),
 }
+_factors = st.sampled_from([0.3, 0.9])
 TRANSFORMATIONS: dict[str, st.SearchStrategy[GradientTransformation]] = {
-    "clip_by_global_norm": st.builds(clip_by_global_norm, st.sampled_from([0.5, 2.0])),
+    "clip_by_global_norm": st.builds(transforms.clip_by_global_norm, st.sampled_from([0.5, 2.0])),
+    "clip_by_norm": st.builds(transforms.clip_by_norm, st.sampled_from([0.3, 3.0])),
+    "clip_by_value": st.builds(transforms.clip_by_value, st.sampled_from([0.3, 3.0])),
+    "adaptive_clip": st.builds(transforms.adaptive_clip, st.sampled_from([0.02, 7.0])),
+    "centralize": st.builds(transforms.centralize),
+    "add_decayed_weights": st.builds(transforms.add_decayed_weights, st.sampled_from([0.01, 0.1])),
+    "add_noise": st.builds(transforms.add_noise, st.sampled_from([0.01, 0.3])),
+    "zero_nonfinite": st.builds(transforms.zero_nonfinite),
+    "trace": st.builds(transforms.trace, _factors, nesterov=st.booleans()),
+    "ema": st.builds(transforms.ema, _factors, debias=st.booleans()),
+    "scale": st.builds(transforms.scale, st.sampled_from([-1.0, 0.5])),
+    "scale_by_schedule": st.builds(transforms.scale_by_schedule, st.builds(cosine, st.just(0.7), st.just(40))),
+    "scale_by_adam": st.builds(transforms.scale_by_adam, eps=st.sampled_from([1e-8, 1e-3])),
+    "scale_by_rms": st.builds(transforms.scale_by_rms, decay=_factors),
+    "scale_by_sign": st.builds(transforms.scale_by_sign),
+    "scale_by_trust_ratio": st.builds(transforms.scale_by_trust_ratio, coefficient=_factors),
+    "normalize": st.builds(transforms.normalize, per_leaf=st.booleans()),
 }
 
 
@@ -189,13 +219,48 @@ def optimizers(
 
 
 def orders(*, max_length: int = 50) -> st.SearchStrategy[IndexOrder]:
-    """Draw orders of 1 to ``max_length`` positions: sequential and shuffled ones.
+    """Draw orders of 1 to ``max_length`` positions, of every kind, and what the algebra makes of them.
 
     Raises:
         TypeError, ValueError: ``max_length`` below 1.
     """
-    lengths = st.integers(1, _checks.integer("max_length", max_length, minimum=1))
-    return st.builds(sequential, lengths) | st.builds(shuffled, lengths, st.integers(0, 99))
+    _checks.integer("max_length", max_length, minimum=1)
+    lengths, seeds = st.integers(1, max_length), st.integers(0, 99)
+    few = st.integers(0, 5)
+    vectors = st.lists(few, min_size=1, max_size=min(max_length, 20))
+    weights = st.lists(st.integers(1, 5), min_size=1, max_size=min(max_length, 20))
+    plain = st.builds(sequential, lengths) | st.builds(shuffled, lengths, seeds)
+    kinds = st.one_of(
+        plain,
+        st.builds(subset, vectors, st.none() | seeds),
+        st.builds(with_replacement, lengths, lengths, seeds),
+        st.builds(weighted, weights, lengths, seeds),
+        weights.flatmap(
+            lambda drawn: st.builds(
+                weighted, st.just(drawn), st.integers(1, len(drawn)), seeds, replacement=st.just(False)
+            )
+        ),
+        st.builds(grouped, vectors, st.integers(1, 5), seeds, bucket=st.integers(1, 4)),
+        st.builds(stratified, vectors, seeds),
+        st.builds(
+            mixed,
+            st.fixed_dictionaries({"a": plain, "b": plain}),
+            st.lists(st.integers(1, 5), min_size=2, max_size=2),
+            length=lengths,
+        ),
+    )
+    return kinds | kinds.flatmap(lambda order: _of_the_algebra(order, max_length))
+
+
+def _of_the_algebra(order: IndexOrder, max_length: int) -> st.SearchStrategy[IndexOrder]:
+    n = len(order)
+    shards = st.integers(1, 4).flatmap(lambda world: st.builds(order.shard, st.integers(0, world - 1), st.just(world)))
+    return st.one_of(
+        st.builds(order.skip, st.integers(0, n - 1)),
+        st.builds(order.take, st.integers(1, n)),
+        st.builds(order.repeat, st.integers(1, max(1, max_length // n))),
+        shards,
+    )
 
 
 def _known(argument: str, names: Sequence[str], known: Mapping[str, Any]) -> Sequence[str]:
