@@ -9,9 +9,11 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 demo: $(VENV)/.demo
 	$(BIN)/purestep demo $(ARGS)
 
-# One thread: the tests are small, and threads that wait for each other on a busy machine are slower than none.
+# One thread a process: the tests are small, and threads that wait for each other on a busy machine are slower than none.
+# Two processes, each with whole files, so that what a file compiles is compiled once. JOBS=0 is one process.
+JOBS ?= 2
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # Runs that are killed 50 times each, some minutes: what they have seen at the end is what an unbroken run has.
 faults: $(VENV)/.dev

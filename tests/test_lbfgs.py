@@ -509,7 +509,6 @@ def test_the_optimizer_keeps_the_laws_of_optimizers():
         ({"optimizer": ps.sgd(0.1)}, TypeError, "optimizer must be ps.optimizers.lbfgs(...) itself"),
         ({"optimizer": ps.chain(ps.clip_by_global_norm(1.0), lbfgs())}, TypeError, "a search goes along, got a"),
     ],
-    ids=str,
 )
 def test_arguments_out_of_range(options, error, message):
     with pytest.raises(error) as caught:

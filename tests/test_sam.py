@@ -166,7 +166,6 @@ def test_it_keeps_the_laws_of_steps(adaptive):
         {"accumulate": 3, "weights": lambda batch: torch.tensor(float(len(batch["y"])))},
         {"accumulate": 2, "loop": "scan"},
     ],
-    ids=str,
 )
 def test_however_a_batch_is_cut_the_step_is_the_whole_batchs(options):
     model = make_model(dropout=True)
@@ -322,7 +321,6 @@ def test_a_compiled_step_is_the_eager_one():
         ({"trainable": "5.*"}, ValueError, "names no parameter"),
         ({"precision": "float8"}, ValueError, "precision must be"),
     ],
-    ids=str,
 )
 def test_arguments_out_of_range(options, error, message):
     with pytest.raises(error) as caught:
