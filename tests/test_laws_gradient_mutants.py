@@ -45,7 +45,7 @@ def clips_before_merging(problem, lengths):
     clip, pieces = ps.clip_by_global_norm(0.05), pieces_of(problem, lengths)
     trees = []
     for piece in pieces:
-        clipped, _ = clip.update(piece.mean(), clip.init(piece.mean()), None, None)
+        clipped, _ = clip.update(piece.mean(), clip.init(piece.mean()), piece.mean(), None)
         trees.append({name: leaf * piece.weight[0] for name, leaf in clipped.items()})
     return pooled(pieces, trees, sum(piece.weight[0] for piece in pieces))
 

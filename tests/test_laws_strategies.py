@@ -137,7 +137,7 @@ def test_the_same_arguments_make_the_same_state():
 ARGUMENTS = {
     "an architecture": (lambda: laws.models(architectures=["perceptrons"]), ValueError, r"did you mean 'perceptron'"),
     "an objective": (lambda: laws.problems(names=["mask"]), ValueError, r"names must be names of .* got 'mask'"),
-    "an optimizer": (lambda: laws.optimizers(names=["adam"]), ValueError, r"got 'adam' \(did you mean 'adamw'"),
+    "an optimizer": (lambda: laws.optimizers(names=["adamv"]), ValueError, r"got 'adamv' \(did you mean 'adam'"),
     "a transformation": (lambda: laws.gradient_transformations(names=["clip"]), ValueError, r"got 'clip'"),
     "no chain": (lambda: laws.gradient_transformations(max_length=0), ValueError, "max_length must be an int of at le"),
     "no update": (

@@ -41,8 +41,9 @@ def test_a_bad_argument(step_benchmark):
 
 
 @pytest.fixture
-def run(pytester):
+def run(pytester, monkeypatch):
     """Run TESTS; the plugin is named where no installed entry point brings it."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # pytest-benchmark takes it for its own run's
     pytester.makepyfile(TESTS)
     known = any(entry.name == "purestep" for entry in entry_points(group="pytest11"))
     named = [] if known else ["-p", "purestep.measure.pytest_plugin"]
