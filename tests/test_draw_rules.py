@@ -33,12 +33,15 @@ PLAIN = {
     "randn": lambda n: torch.randn(n, 4),
     "rand_like": lambda n: torch.rand_like(ones(n, 4)),
     "randn_like": lambda n: torch.randn_like(ones(n, 4, dtype=torch.float64)),
+    "rand, complex": lambda n: torch.view_as_real(torch.rand(n, 4, dtype=torch.complex64)),
+    "randn, complex": lambda n: torch.view_as_real(torch.randn(n, 4, dtype=torch.complex128)),
     "randint": lambda n: torch.randint(7, (n, 4)),
     "randint, from": lambda n: torch.randint(-3, 7, (n, 4), dtype=torch.int32),
     "randint, named": lambda n: torch.randint(low=1, high=3, size=(n, 4)),
     "randint_like": lambda n: torch.randint_like(ones(n, 4), 9),
     "randint_like, from": lambda n: torch.randint_like(ones(n, 4), 5, 9),
     "normal": lambda n: torch.normal(2.0, 3.0, (n, 4)),
+    "normal, complex": lambda n: torch.view_as_real(torch.normal(2.0, 3.0, (n, 4), dtype=torch.complex64)),
     "normal of tensors": lambda n: torch.normal(torch.arange(4.0).expand(n, 4), 2 * ones(n, 4)),
     "normal of a mean": lambda n: torch.normal(ones(n, 4), 0.5),
     "normal of a deviation": lambda n: torch.normal(1.0, ones(n, 4)),
@@ -50,6 +53,8 @@ PLAIN = {
     "uniform_": lambda n: torch.empty(n, 4).uniform_(-1, 3),
     "uniform_, named": lambda n: torch.empty(n, 4).uniform_(**{"from": 1, "to": 3}),
     "normal_": lambda n: torch.empty(n, 4).normal_(1, std=2),
+    "uniform_, complex": lambda n: torch.view_as_real(torch.empty(n, 4, dtype=torch.complex64).uniform_(1, 3)),
+    "normal_, complex": lambda n: torch.view_as_real(torch.empty(n, 4, dtype=torch.complex64).normal_(1, 2)),
     "log_normal_": lambda n: torch.empty(n, 4).log_normal_(0.5, 0.25),
     "exponential_": lambda n: torch.empty(n, 4).exponential_(2.0),
     "geometric_": lambda n: torch.empty(n, 4).geometric_(0.3),
@@ -57,6 +62,8 @@ PLAIN = {
     "bernoulli_": lambda n: torch.empty(n, 4).bernoulli_(0.3),
     "bernoulli_, a tensor": lambda n: torch.empty(n, 4).bernoulli_(0.6 * ones(n, 4)),
     "random_": lambda n: torch.empty(n, 4).random_(),
+    "random_, from": lambda n: torch.empty(n, 4, dtype=torch.uint8).random_(100, None),
+    "random_, from, named": lambda n: torch.empty(n, 4, dtype=torch.uint8).random_(**{"from": 200, "to": None}),
     "random_, to": lambda n: torch.empty(n, 4, dtype=torch.int64).random_(9),
     "random_, between": lambda n: torch.empty(n, 4).random_(-4, 9),
     "gumbel_softmax": lambda n: F.gumbel_softmax(torch.arange(4.0).expand(n, 4), tau=0.7),
@@ -75,6 +82,10 @@ PLAIN = {
     "torch.dropout": lambda n: torch.dropout(ones(n, 4), 0.3, True),
     "native_dropout": lambda n: torch.native_dropout(ones(n, 4), 0.3, True)[0],
     "dropout1d": lambda n: F.dropout1d(ones(n, 4, 2), 0.3),
+    "dropout1d, of one example": lambda n: F.dropout1d(ones(n, 4), 0.3),
+    "dropout2d, of two dimensions": lambda n: F.dropout2d(ones(n, 4), 0.3),
+    "dropout2d, of three": lambda n: F.dropout2d(ones(n, 4, 2), 0.3),
+    "dropout3d, of one example": lambda n: F.dropout3d(ones(n, 2, 2, 2), 0.3),
     "dropout2d": lambda n: F.dropout2d(ones(n, 4, 2, 2), 0.3),
     "dropout3d": lambda n: F.dropout3d(ones(n, 4, 2, 2, 2), 0.3),
     "feature_dropout": lambda n: torch.feature_dropout(ones(n, 4, 2), 0.3, True),
@@ -169,8 +180,89 @@ def test_a_gamma_number_is_differentiable_by_its_concentration():
         assert float(slope) == pytest.approx(1.0, abs=0.03)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8])
+def test_random_integers_reach_all_that_the_dtype_holds(dtype):
+    most = 1 if dtype == torch.bool else torch.iinfo(dtype).max
+    with Draws(KEY, CALLS):
+        drawn = torch.empty(20_000, dtype=dtype).random_()
+    assert drawn.unique().tolist() == list(range(most + 1))
+
+
+def test_what_is_given_as_out_holds_the_result():
+    draws = {
+        "rand": lambda out: torch.rand(3, out=out),
+        "normal": lambda out: torch.normal(10.0, 0.1, (3,), out=out),
+        "bernoulli": lambda out: torch.bernoulli(torch.full((3,), 0.5), out=out),
+    }
+    for name, draw in draws.items():
+        out = torch.full((3,), math.nan)
+        with Draws(KEY, CALLS):
+            result = draw(out)
+        assert result is out, name
+        assert not out.isnan().any(), name
+    with Draws(KEY, CALLS):
+        assert (draws["normal"](torch.empty(3)) > 9).all()
+
+
+# What torch refuses: the call, and what is said.
+REFUSED = {
+    "rand of integers": (lambda: torch.rand(2, dtype=torch.int64), "the dtype of rand must be floating, got torch.int"),
+    "rand_like": (lambda: torch.rand_like(torch.ones(2).long()), "the dtype of rand_like must be floating"),
+    "uniform_, a dtype": (lambda: torch.ones(2).int().uniform_(), "the dtype of uniform_ must be floating"),
+    "exponential_, a dtype": (lambda: torch.ones(2).int().exponential_(), "the dtype of exponential_ must be floating"),
+    "cauchy_, a dtype": (lambda: torch.ones(2).int().cauchy_(), "the dtype of cauchy_ must be floating"),
+    "randint": (lambda: torch.randint(5, 3, (2,)), "low must be below high"),
+    "randint, a dtype": (
+        lambda: torch.randint(300, (2,), dtype=torch.uint8),
+        r"low and high of randint must be within what torch.uint8 holds, got \(0, 300\)",
+    ),
+    "random_": (lambda: torch.ones(2).byte().random_(-1, 9), "low and high of random_ must be within what torch.uint8"),
+    "normal": (lambda: torch.normal(0.0, -1.0, (2,)), "std of normal must be at least 0, got -1.0"),
+    "normal, a tensor": (lambda: torch.normal(0.0, -ones(1)), r"std of normal must be at least 0, got tensor\(\[-1"),
+    "normal_": (lambda: ones(2).normal_(0, math.nan), "std of normal_ must be at least 0, got nan"),
+    "log_normal_": (lambda: ones(2).log_normal_(0, 0), "std of log_normal_ must be above 0, got 0"),
+    "uniform_": (lambda: ones(2).uniform_(1, 0), "from of uniform_ must be at most to, which is 0, got 1"),
+    "exponential_": (lambda: ones(2).exponential_(0.0), "lambd of exponential_ must be above 0, got 0.0"),
+    "geometric_": (lambda: ones(2).geometric_(1.0), "p of geometric_ must be above 0 and below 1, got 1.0"),
+    "cauchy_": (lambda: ones(2).cauchy_(0, -1), "sigma of cauchy_ must be above 0, got -1"),
+    "bernoulli_": (lambda: ones(2).bernoulli_(1.5), "p of bernoulli_ must be from 0 to 1, got 1.5"),
+    "bernoulli": (lambda: torch.bernoulli(2 * ones(2)), "p of bernoulli must be from 0 to 1, got tensor"),
+    "poisson": (lambda: torch.poisson(-ones(2)), "input of poisson must be at least 0"),
+    "multinomial": (lambda: torch.multinomial(-ones(2), 1), "input of multinomial must be finite and at least 0"),
+    "multinomial, infinite": (
+        lambda: torch.multinomial(torch.tensor([1.0, math.inf]), 1, replacement=True),
+        "input of multinomial must be finite",
+    ),
+    "multinomial, zeros": (
+        lambda: torch.multinomial(0 * ones(2), 1, replacement=True),
+        "input of multinomial must be above 0 somewhere",
+    ),
+    "rrelu": (lambda: F.rrelu(ones(2), 0.5, 0.1, True), "lower of rrelu must be at most upper, which is 0.1, got 0.5"),
+    "dropout": (lambda: F.dropout(ones(2), 1.5), "dropout probability has to be between 0 and 1"),
+    "dropout1d": (lambda: F.dropout1d(ones(1, 2, 3, 4)), "input of dropout1d must be of 2 or 3 dimensions, got"),
+    "feature_dropout": (lambda: torch.feature_dropout(ones(2), 0.5, True), "must be of 2 dimensions or more"),
+    "attention": (
+        lambda: F.scaled_dot_product_attention(
+            ones(1, 2, 2), ones(1, 2, 2), ones(1, 2, 2), ones(2, 2), dropout_p=0.5, is_causal=True
+        ),
+        "attn_mask of scaled_dot_product_attention must be None where is_causal=True",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_torch_refuses_is_refused(name):
+    call, message = REFUSED[name]
+    with pytest.raises((RuntimeError, ValueError)):
+        call()
+    with Draws(KEY, CALLS), pytest.raises(ValueError, match=message):
+        call()
+
+
 def test_too_few_weights_for_a_draw_without_replacement_are_refused():
-    with Draws(KEY, CALLS), pytest.raises(ValueError, match="num_samples must be at most"):
+    """Torch draws one that has no weight."""
+    right = "num_samples of multinomial must be at most the number of weights above 0 where replacement=False, got 2"
+    with Draws(KEY, CALLS), pytest.raises(ValueError, match=right):
         torch.multinomial(torch.tensor([1.0, 0.0, 0.0]), 2)
 
 

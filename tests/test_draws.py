@@ -157,6 +157,10 @@ def test_attention_whose_row_is_wholly_masked_is_zero_as_torchs_is():
         (lambda x: torch.empty(2).uniform_(generator=torch.Generator()), "uniform_ is given a generator"),
         (lambda x: torch.tensor(python_random.random()), "Python's random"),
         (lambda x: torch.tensor(numpy.random.rand()), "numpy.random"),
+        (
+            lambda x: torch.ops.aten.rand([2]) + python_random.random() + numpy.random.rand(),
+            "Python's random and numpy.random",
+        ),
     ],
 )
 def test_what_it_cannot_draw_is_refused_by_name_and_the_generator_put_back(draw, name):
@@ -277,6 +281,17 @@ def test_examples_run_over_the_dimension_that_is_said():
         shared = torch.rand(2, 4)
     with Draws(KEY, CALLS), random.examples(dim=None):
         assert torch.equal(shared, torch.rand(2, 4))
+
+
+def test_what_is_said_of_the_examples_can_be_said_again_within_itself():
+    said = random.examples(dim=None)
+    with Draws(KEY, CALLS, first=2, count=2) as mode:
+        before = mode.examples_dim
+        with said:
+            with said:
+                pass
+            assert mode.examples_dim is None
+        assert mode.examples_dim == before
 
 
 @pytest.mark.parametrize("dim", [1.0, True, "0"])

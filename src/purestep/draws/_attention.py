@@ -29,6 +29,8 @@ def _attention(
     """``dropout(softmax(q kᵀ · scale + mask)) v``, written out where it has dropout."""
     if dropout_p == 0:
         return func(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    if is_causal and attn_mask is not None:
+        raise ValueError("attn_mask of scaled_dot_product_attention must be None where is_causal=True, got both")
     if enable_gqa:
         repeats = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from purestep import random
 from purestep.draws._mode import Draws, draws
+from purestep.draws._refusals import expect
 from purestep.random.words import at_least
 
 # The value that SELU saturates at, -λα, which alpha dropout puts in place of what it drops (Klambauer et al. 2017).
@@ -60,10 +61,18 @@ def _native_dropout(mode: Draws, func: Any, input: Tensor, p: float, train: bool
     return input * (keep.to(input.dtype) * (0.0 if p == 1 else 1.0 / (1.0 - p))), keep
 
 
-def _channels(input: Tensor, spatial: int) -> tuple[int, ...]:
-    """The shape of one draw for each (example, channel), where the last ``spatial`` dimensions are inside a channel."""
-    spatial = min(spatial, input.dim() - 1)
-    return (*input.shape[: input.dim() - spatial], *([1] * spatial))
+# How many dimensions a batch has where torch takes an input of fewer for one example; else dimension 0 is the batch's.
+_OF_A_BATCH = {F.dropout1d: 3, F.dropout3d: 5}
+
+
+def _channels(func: Any, input: Tensor) -> tuple[int, ...]:
+    """The shape of one draw for each (example, channel), or for each channel of one example."""
+    dims = input.dim()
+    if func is F.dropout1d:
+        expect(dims in (2, 3), func, "input", "of 2 or 3 dimensions", tuple(input.shape))
+    expect(dims >= 2, func, "input", "of 2 dimensions or more", tuple(input.shape))
+    leading = 2 if dims == _OF_A_BATCH.get(func, dims) else 1
+    return (*input.shape[:leading], *[1] * (dims - leading))
 
 
 @draws(F.dropout1d, F.dropout2d, F.dropout3d)
@@ -71,27 +80,26 @@ def _feature_dropout(
     mode: Draws, func: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> Tensor:
     """Dropout of whole channels (Tompson et al. 2015)."""
-    spatial = 1 if func is F.dropout1d else 2 if func is F.dropout2d else 3
-    return masked(mode, input, _channels(input, spatial), p, training, inplace)
+    return masked(mode, input, _channels(func, input), p, training, inplace)
 
 
 @draws(torch.feature_dropout, torch.feature_dropout_)
 def _torch_feature_dropout(mode: Draws, func: Any, input: Tensor, p: float, train: bool) -> Tensor:
-    return masked(mode, input, _channels(input, input.dim() - 2), p, train, func is torch.feature_dropout_)
+    return masked(mode, input, _channels(func, input), p, train, func is torch.feature_dropout_)
 
 
 @draws(F.alpha_dropout, F.feature_alpha_dropout)
 def _alpha_dropout(
     mode: Draws, func: Any, input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False
 ) -> Tensor:
-    shape = _channels(input, input.dim() - 2) if func is F.feature_alpha_dropout else input.shape
+    shape = _channels(func, input) if func is F.feature_alpha_dropout else input.shape
     return _saturated(mode, input, shape, p, training, inplace)
 
 
 @draws(torch.alpha_dropout, torch.alpha_dropout_, torch.feature_alpha_dropout, torch.feature_alpha_dropout_)
 def _torch_alpha_dropout(mode: Draws, func: Any, input: Tensor, p: float, train: bool) -> Tensor:
     of_features = func in (torch.feature_alpha_dropout, torch.feature_alpha_dropout_)
-    shape = _channels(input, input.dim() - 2) if of_features else input.shape
+    shape = _channels(func, input) if of_features else input.shape
     return _saturated(mode, input, shape, p, train, func in (torch.alpha_dropout_, torch.feature_alpha_dropout_))
 
 
@@ -122,6 +130,7 @@ def _rrelu(
     """``x`` where it is positive, else ``a x`` with ``a`` uniform between the bounds (Xu et al. 2015)."""
     if not training:
         return func(input, lower, upper, training) if func is not F.rrelu else F.leaky_relu(input, (lower + upper) / 2)
+    expect(lower <= upper, func, "lower", f"at most upper, which is {upper}", lower)
     dtype = input.dtype if input.dtype == torch.float64 else torch.float32
     slopes = mode.draw(random.uniform, input.shape, along=0, dtype=dtype) * (upper - lower) + lower
     result = torch.where(input > 0, input, input * slopes.to(input.dtype))

@@ -8,16 +8,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purestep import _tree, random
+from purestep import random
 from purestep.draws._mode import Draws, draws
-from purestep.draws._refusals import UnkeyedDrawError, name_of, refuse_generator
+from purestep.draws._refusals import UnkeyedDrawError, expect, name_of, refuse_generator
 
 _PLACING = {"device", "requires_grad", "pin_memory", "layout", "memory_format", "out", "generator"}
 
 
 def _wide(dtype: torch.dtype | None) -> torch.dtype:
     """The dtype to draw numbers of ``dtype`` in."""
-    return torch.float64 if (dtype or torch.get_default_dtype()) == torch.float64 else torch.float32
+    wide = (torch.float64, torch.complex128)
+    return torch.float64 if (dtype or torch.get_default_dtype()) in wide else torch.float32
+
+
+def _continuous(mode: Draws, func: Any, generate: Any, shape: Any, dtype: torch.dtype | None) -> Tensor:
+    """Draw uniform, normal or exponential numbers in the dtype to draw numbers of ``dtype`` in; of a complex one both
+    parts, which have half of the variance each where they are normal."""
+    dtype = dtype or torch.get_default_dtype()
+    complex_too = dtype.is_complex and generate is not random.exponential
+    expect(dtype.is_floating_point or complex_too, func, "the dtype", "floating", dtype)
+    numbers = mode.draw(generate, shape, dtype=_wide(dtype))
+    if not dtype.is_complex:
+        return numbers
+    both = torch.complex(numbers, mode.draw(generate, shape, dtype=_wide(dtype)))
+    return both * math.sqrt(0.5) if generate is random.normal else both
+
+
+def _integers(mode: Draws, func: Any, shape: Any, low: int, high: int, dtype: torch.dtype) -> Tensor:
+    """Draw integers from ``low`` to ``high - 1``, which a dtype of integers must hold."""
+    if not (dtype.is_floating_point or dtype.is_complex):
+        least, most = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+        expect(least <= low and high - 1 <= most, func, "low and high", f"within what {dtype} holds", (low, high))
+    return mode.draw(random.randint, shape, low=low, high=high)
 
 
 def _placed(func: Any, numbers: Tensor, options: dict[str, Any], dtype: torch.dtype | None) -> Tensor:
@@ -42,7 +64,7 @@ def _shape(size: Any, options: dict[str, Any]) -> tuple[int, ...]:
 def _rand(mode: Draws, func: Any, *size: Any, dtype: Any = None, **options: Any) -> Tensor:
     shape, dtype = _shape(size, options), dtype or torch.get_default_dtype()
     generate = random.normal if func is torch.randn else random.uniform
-    return _placed(func, mode.draw(generate, shape, dtype=_wide(dtype)), options, dtype)
+    return _placed(func, _continuous(mode, func, generate, shape, dtype), options, dtype)
 
 
 @draws(torch.rand_like, torch.randn_like)
@@ -50,7 +72,7 @@ def _rand_like(mode: Draws, func: Any, input: Tensor, *, dtype: Any = None, **op
     options.setdefault("device", input.device)
     generate = random.normal if func is torch.randn_like else random.uniform
     dtype = dtype or input.dtype
-    return _placed(func, mode.draw(generate, input.shape, dtype=_wide(dtype)), options, dtype)
+    return _placed(func, _continuous(mode, func, generate, input.shape, dtype), options, dtype)
 
 
 @draws(torch.randint)
@@ -60,8 +82,9 @@ def _randint(mode: Draws, func: Any, *args: Any, dtype: Any = None, **options: A
         ("low", "high", "size") if len(args) + len({"low", "high", "size"} & set(options)) == 3 else ("high", "size")
     )
     given = dict(zip(names, args, strict=False)) | {name: options.pop(name) for name in names if name in options}
-    numbers = mode.draw(random.randint, given["size"], low=given.get("low", 0), high=given["high"])
-    return _placed(func, numbers, options, dtype or torch.int64)
+    dtype = dtype or torch.int64
+    numbers = _integers(mode, func, given["size"], given.get("low", 0), given["high"], dtype)
+    return _placed(func, numbers, options, dtype)
 
 
 @draws(torch.randint_like)
@@ -70,7 +93,8 @@ def _randint_like(mode: Draws, func: Any, input: Tensor, *bounds: Any, dtype: An
     bounds = (*bounds, *(options.pop(name) for name in ("low", "high") if name in options))
     low, high = bounds if len(bounds) == 2 else (0, *bounds)
     options.setdefault("device", input.device)
-    return _placed(func, mode.draw(random.randint, input.shape, low=low, high=high), options, dtype or input.dtype)
+    dtype = dtype or input.dtype
+    return _placed(func, _integers(mode, func, input.shape, low, high, dtype), options, dtype)
 
 
 @draws(torch.randperm)
@@ -89,8 +113,11 @@ def _normal(
     if tensors:
         dtype = dtype or tensors[0].dtype
         options.setdefault("device", tensors[0].device)
-    numbers = mode.draw(random.normal, shape, dtype=_wide(dtype))
-    return mean + std * _placed(func, numbers, options, dtype or torch.get_default_dtype())
+    dtype = dtype or torch.get_default_dtype()
+    expect(std >= 0, func, "std", "at least 0", std)
+    numbers = _continuous(mode, func, random.normal, shape, dtype).to(dtype=dtype, device=options.get("device"))
+    mean = mean if isinstance(mean, Tensor) else _both(mean, numbers)
+    return _placed(func, mean + std * numbers, options, dtype)
 
 
 @draws(torch.bernoulli, "bernoulli")
@@ -99,6 +126,7 @@ def _bernoulli(
 ) -> Tensor:
     """1 with probability ``input``, or ``p`` where it is given, else 0."""
     probability = input if p is None else p
+    expect((probability >= 0) & (probability <= 1), func, "p", "from 0 to 1", probability)
     numbers = mode.draw(random.uniform, input.shape, dtype=_wide(input.dtype))
     return _placed(func, numbers < probability, {**options, "generator": generator}, input.dtype)
 
@@ -117,36 +145,39 @@ def _multinomial(
     """Indices drawn in proportion to the weights in the last dimension: with replacement by the inverse of their sums,
     without it the first of ``log w + Gumbel`` (Efraimidis and Spirakis 2006; Kool et al. 2019)."""
     weights, options = input.to(torch.float64), {**options, "generator": generator}
+    expect((weights >= 0) & weights.isfinite(), func, "input", "finite and at least 0", input)
+    expect(weights.sum(-1) > 0, func, "input", "above 0 somewhere in each row", input)
     if replacement:
         sums = weights.cumsum(-1)
         numbers = mode.draw(random.uniform, (*input.shape[:-1], num_samples), dtype=torch.float64)
         chosen = torch.searchsorted(sums, numbers * sums[..., -1:], right=True)
         return _placed(func, chosen.clamp(max=input.shape[-1] - 1), options, torch.int64)
-    if num_samples > input.shape[-1] or (_tree.readable(input) and bool(((input > 0).sum(-1) < num_samples).any())):
-        raise ValueError(
-            f"num_samples must be at most the number of weights above 0 where replacement=False, got {num_samples}"
-        )
+    right = "at most the number of weights above 0 where replacement=False"
+    expect(num_samples <= input.shape[-1], func, "num_samples", right, num_samples)
+    expect((input > 0).sum(-1) >= num_samples, func, "num_samples", right, num_samples)
     scores = weights.log() + mode.draw(random.gumbel, input.shape, dtype=torch.float64)
     return _placed(func, scores.topk(num_samples, -1).indices, options, torch.int64)
 
 
-def _filled(mode: Draws, name: str, tensor: Tensor, values: Tensor, generator: Any) -> Tensor:
-    refuse_generator(name, generator)
+def _filled(func: Any, tensor: Tensor, values: Tensor, generator: Any) -> Tensor:
+    refuse_generator(func, generator)
     return tensor.copy_(values)
 
 
 @draws("uniform_")
 def _uniform_(mode: Draws, func: Any, tensor: Tensor, *bounds: float, generator: Any = None, **named: float) -> Tensor:
     low, high = _two(("from", "to"), bounds, named, (0.0, 1.0))
-    numbers = mode.draw(random.uniform, tensor.shape, dtype=_wide(tensor.dtype))
-    return _filled(mode, "uniform_", tensor, low + (high - low) * numbers, generator)
+    expect(low <= high, func, "from", f"at most to, which is {high}", low)
+    numbers = _continuous(mode, func, random.uniform, tensor.shape, tensor.dtype)
+    return _filled(func, tensor, _both(low, tensor) + (high - low) * numbers, generator)
 
 
 @draws("normal_")
 def _normal_(mode: Draws, func: Any, tensor: Tensor, *given: float, generator: Any = None, **named: float) -> Tensor:
     mean, std = _two(("mean", "std"), given, named, (0.0, 1.0))
-    numbers = mode.draw(random.normal, tensor.shape, dtype=_wide(tensor.dtype))
-    return _filled(mode, "normal_", tensor, mean + std * numbers, generator)
+    expect(std >= 0, func, "std", "at least 0", std)
+    numbers = _continuous(mode, func, random.normal, tensor.shape, tensor.dtype)
+    return _filled(func, tensor, _both(mean, tensor) + std * numbers, generator)
 
 
 @draws("log_normal_")
@@ -154,50 +185,59 @@ def _log_normal_(
     mode: Draws, func: Any, tensor: Tensor, *given: float, generator: Any = None, **named: float
 ) -> Tensor:
     mean, std = _two(("mean", "std"), given, named, (1.0, 2.0))
-    numbers = mode.draw(random.normal, tensor.shape, dtype=_wide(tensor.dtype))
-    return _filled(mode, "log_normal_", tensor, torch.exp(mean + std * numbers), generator)
+    expect(std > 0, func, "std", "above 0", std)
+    numbers = _continuous(mode, func, random.normal, tensor.shape, tensor.dtype)
+    return _filled(func, tensor, torch.exp(mean + std * numbers), generator)
 
 
 @draws("exponential_")
 def _exponential_(mode: Draws, func: Any, tensor: Tensor, lambd: float = 1.0, *, generator: Any = None) -> Tensor:
-    numbers = mode.draw(random.exponential, tensor.shape, dtype=_wide(tensor.dtype))
-    return _filled(mode, "exponential_", tensor, numbers / lambd, generator)
+    expect(lambd > 0, func, "lambd", "above 0", lambd)
+    numbers = _continuous(mode, func, random.exponential, tensor.shape, tensor.dtype)
+    return _filled(func, tensor, numbers / lambd, generator)
 
 
 @draws("geometric_")
 def _geometric_(mode: Draws, func: Any, tensor: Tensor, p: float, *, generator: Any = None) -> Tensor:
     """The number of trials up to the first success: ``⌈E / -log(1 - p)⌉`` of an exponential ``E``, at least 1."""
+    expect(0 < p < 1, func, "p", "above 0 and below 1", p)
     numbers = mode.draw(random.exponential, tensor.shape, dtype=torch.float64)
-    trials = torch.ceil(numbers / -math.log1p(-p)).clamp(min=1.0) if p < 1 else torch.ones_like(numbers)
-    return _filled(mode, "geometric_", tensor, trials, generator)
+    return _filled(func, tensor, torch.ceil(numbers / -math.log1p(-p)).clamp(min=1.0), generator)
 
 
 @draws("cauchy_")
 def _cauchy_(mode: Draws, func: Any, tensor: Tensor, *given: float, generator: Any = None, **named: float) -> Tensor:
     median, sigma = _two(("median", "sigma"), given, named, (0.0, 1.0))
+    expect(sigma > 0, func, "sigma", "above 0", sigma)
+    expect(tensor.is_floating_point(), func, "the dtype", "floating", tensor.dtype)
     numbers = mode.draw(random.uniform, tensor.shape, dtype=torch.float64) + 2.0**-33
-    return _filled(mode, "cauchy_", tensor, median + sigma * torch.tan(math.pi * (numbers - 0.5)), generator)
+    return _filled(func, tensor, median + sigma * torch.tan(math.pi * (numbers - 0.5)), generator)
 
 
 @draws("bernoulli_")
 def _bernoulli_(mode: Draws, func: Any, tensor: Tensor, p: Any = 0.5, *, generator: Any = None) -> Tensor:
+    expect((p >= 0) & (p <= 1), func, "p", "from 0 to 1", p)
     numbers = mode.draw(random.uniform, tensor.shape, dtype=torch.float32)
-    return _filled(mode, "bernoulli_", tensor, numbers < p, generator)
+    return _filled(func, tensor, numbers < p, generator)
 
 
 @draws("random_")
 def _random_(mode: Draws, func: Any, tensor: Tensor, *bounds: int, generator: Any = None, **named: int) -> Tensor:
-    """Integers from 0 to the largest that the dtype holds all smaller ones of, or between bounds."""
-    bounds = (*bounds, *(named[name] for name in ("from", "to") if named.get(name) is not None))
-    if len(bounds) == 2:
-        low, high = bounds
-    elif bounds:
-        low, high = 0, bounds[0]
-    elif tensor.dtype.is_floating_point:
-        low, high = 0, round(2 / torch.finfo(tensor.dtype).eps) + 1
-    else:
-        low, high = 0, 2 if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).max
-    return _filled(mode, "random_", tensor, mode.draw(random.randint, tensor.shape, low=low, high=high), generator)
+    """Integers from 0 to the largest up to which the dtype holds all of them, or between bounds."""
+    names = ("from", "to") if len(bounds) + len(named) == 2 else ("to",)
+    given = dict(zip(names, bounds, strict=False)) | named
+    low, high = given.get("from", 0), given.get("to")
+    dtype = tensor.dtype
+    if high is None and dtype.is_floating_point:
+        high = round(2 / torch.finfo(dtype).eps) + 1
+    elif high is None:
+        high = 2 if dtype == torch.bool else torch.iinfo(dtype).max + 1
+    return _filled(func, tensor, _integers(mode, func, tensor.shape, low, high, dtype), generator)
+
+
+def _both(number: float, tensor: Tensor) -> float | complex:
+    """The number in both parts of a complex tensor, as torch means it."""
+    return complex(number, number) if tensor.is_complex() else number
 
 
 def _two(names: tuple[str, str], given: Any, named: dict[str, Any], default: tuple[float, float]) -> Any:

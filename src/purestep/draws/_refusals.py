@@ -1,4 +1,4 @@
-"""Draws from global generators: the error, and how one is found that no rule knows."""
+"""What is refused: draws from global generators, found where no rule knows them, and arguments that cannot be."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from purestep import _tree
 
 
 class UnkeyedDrawError(RuntimeError):
@@ -32,6 +34,15 @@ def refuse_generator(func: Any, generator: Any) -> None:
             f"{name_of(func)} is given a generator inside a pure step, whose randomness is the state's key: leave it "
             "out"
         )
+
+
+def expect(holds: Any, func: Any, argument: str, right: str, value: Any) -> None:
+    """Raise where an argument of a draw is not what it must be, as torch does: ``holds`` is whether, or a tensor of it
+    for each entry, which is read on the CPU alone."""
+    if isinstance(holds, Tensor):
+        holds = not (_tree.readable(holds) and holds.device.type == "cpu") or bool(holds.all())
+    if not holds:
+        raise ValueError(f"{argument} of {name_of(func)} must be {right}, got {value!r}")
 
 
 def name_of(func: Any) -> str:
@@ -84,13 +95,17 @@ def unread_generators(again: Callable[[], Any], *, thorough: bool) -> Iterator[N
     others = _others() if thorough else []
     states = [read() for _, read, _ in others]
     yield
+    read_from = []
     for (name, read, write), state in zip(others, states, strict=True):
         if not _same(read(), state):
             write(state)
-            raise UnkeyedDrawError(
-                f"a pure function draws from {name}, which a compiled step would read once and for all: draw with "
-                "torch, or with purestep.random from context.key, the third argument of the objective"
-            )
+            read_from.append(name)
+    if read_from:
+        put_back(before)
+        raise UnkeyedDrawError(
+            f"a pure function draws from {' and '.join(read_from)}, which a compiled step would read once and for all: "
+            "draw with torch, or with purestep.random from context.key, the third argument of the objective"
+        )
     if put_back(before):
         try:
             again()

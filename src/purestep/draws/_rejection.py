@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from purestep.draws._mode import Draws, draws
-from purestep.draws._refusals import refuse_generator
+from purestep.draws._refusals import expect, refuse_generator
 from purestep.random import rejection
 
 
@@ -38,6 +38,7 @@ def _sample_dirichlet(mode: Draws, func: Any, concentration: Tensor, generator: 
 @draws(torch.poisson)
 def _poisson(mode: Draws, func: Any, input: Tensor, generator: Any = None) -> Tensor:
     refuse_generator(func, generator)
+    expect(input >= 0, func, "input", "at least 0 everywhere", input)
     return rejection.poisson_from(_source(mode, input.shape), input.to(torch.float64)).to(input.dtype)
 
 

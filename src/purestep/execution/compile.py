@@ -112,18 +112,22 @@ class _Graph:
 
     def run(self, state_leaves: list[Tensor], batch_leaves: list[Tensor]) -> list[Tensor]:
         try:
-            return self._run(state_leaves, batch_leaves)
-        except torch._dynamo.exc.Unsupported as error:
-            if "allow_rnn" not in str(error):
-                raise
-            # A recurrent network, which Dynamo traces where it is told to.
-            with torch._dynamo.config.patch(allow_rnn=True):
-                return self._run(state_leaves, batch_leaves)
+            return self._traced(state_leaves, batch_leaves)
         except Exception:
             if self._search.error is not None:  # the compiler wraps it in an error of its own
                 refused, self._search.error = self._search.error, None
                 raise refused from None
             raise
+
+    def _traced(self, state_leaves: list[Tensor], batch_leaves: list[Tensor]) -> list[Tensor]:
+        try:
+            return self._run(state_leaves, batch_leaves)
+        except torch._dynamo.exc.Unsupported as error:
+            if "allow_rnn" not in str(error):
+                raise
+        # A recurrent network, which Dynamo traces where it is told to.
+        with torch._dynamo.config.patch(allow_rnn=True):
+            return self._run(state_leaves, batch_leaves)
 
 
 class _Compiled:

@@ -37,17 +37,17 @@ class examples:  # noqa: N801  (a context manager, named as it is read)
         if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int)):
             raise TypeError(f"dim must be an int or None, got {dim!r} of type {type(dim).__name__}")
         self._dim = dim
-        self._before: list[tuple[Any, Any]] = []
+        # One list for each block under way: the same object may be entered within itself.
+        self._before: list[list[tuple[Any, Any]]] = []
 
     def __enter__(self) -> None:
-        for mode in _get_current_function_mode_stack():
-            if hasattr(mode, "examples_dim"):
-                self._before.append((mode, mode.examples_dim))
-                mode.examples_dim = self._dim
+        modes = [mode for mode in _get_current_function_mode_stack() if hasattr(mode, "examples_dim")]
+        self._before.append([(mode, mode.examples_dim) for mode in modes])
+        for mode in modes:
+            mode.examples_dim = self._dim
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for mode, before in self._before:
+        for mode, before in self._before.pop():
             mode.examples_dim = before
-        self._before = []

@@ -37,7 +37,7 @@ def randint(
     size = high - low
     if size > 1 << 63:
         raise ValueError(f"low and high must be at most 2**63 apart, got {low} and {high}")
-    check_place(start, site)
+    check_place(shape, start, site)
     each = 2 if size <= 1 << 32 else 4
     words = bits(key, (*shape, each), start=start * each, site=site)
     # Word by word from the lowest: t ← ⌊(t + w r) / 2^32⌋, which stays below r, with w r in two halves.
@@ -86,6 +86,6 @@ def categorical(
         raise TypeError(f"logits must be a floating tensor, got {getattr(logits, 'dtype', type(logits).__name__)}")
     if not logits.dim() or not logits.shape[-1]:
         raise ValueError(f"logits must have a last dimension of at least one category, got {tuple(logits.shape)}")
-    check_place(start, site)
+    check_place(shape, start, site)
     noise = gumbel(key, (*shape, *logits.shape), dtype=torch.float64, start=start * logits.shape[-1], site=site)
     return torch.argmax(logits.detach().to(torch.float64) + noise, dim=-1)

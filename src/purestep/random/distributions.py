@@ -51,7 +51,7 @@ def normal(
     https://doi.org/10.1214/aoms/1177706645. ``start`` and ``site`` are those of :func:`bits`.
     """
     dtype = float_dtype(dtype)
-    check_place(start, site)
+    check_place(shape, start, site)
     count = math.prod(shape)
     # A pair begins at an even entry; the one before the first and the one after the last may be cut.
     if _eager.available(key, start):

@@ -33,13 +33,13 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     Returns:
         int64, shape ``s + (2,)``.
     """
-    return _derived(checked(key), "data", data, 0, FOR_FOLD)
+    return _derived(checked(key), "data", data, FOR_FOLD)
 
 
 def split(key: Tensor, count: int = 2) -> Tensor:
     """Return ``count`` unrelated keys, int64 of shape ``(count, 2)``, unlike any that :func:`fold_in` gives."""
     _checks.integer("count", count, minimum=1)
-    return _derived(checked(key), "count", torch.arange(count, dtype=torch.int64, device=key.device), 0, FOR_SPLIT)
+    return _derived(checked(key), "count", torch.arange(count, dtype=torch.int64, device=key.device), FOR_SPLIT)
 
 
 def call_key(key: Tensor, calls: int | Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def call_key(key: Tensor, calls: int | Tensor) -> Tensor:
     Returns:
         int64, shape ``s + (2,)``.
     """
-    return _derived(checked(key), "calls", calls, 0, FOR_CALL)
+    return _derived(checked(key), "calls", calls, FOR_CALL)
 
 
 def checked(key: Tensor) -> Tensor:
@@ -67,8 +67,8 @@ def checked(key: Tensor) -> Tensor:
     return key
 
 
-def _derived(key: Tensor, name: str, data: int | Tensor, third: int, purpose: int) -> Tensor:
-    """Return the key of ``(key, data, third word, purpose)``."""
+def _derived(key: Tensor, name: str, data: int | Tensor, purpose: int) -> Tensor:
+    """Return the key of ``(key, data)`` for a purpose."""
     if not isinstance(data, Tensor):
         _checks.integer(name, data, minimum=0)
         if data >= 1 << 63:
@@ -79,9 +79,9 @@ def _derived(key: Tensor, name: str, data: int | Tensor, third: int, purpose: in
         if not (traced() or _tree.is_transformed()) and type(data) in (int, Tensor) and key.device.type == "cpu":
             # One key, readable: Python's integers take a tenth of the time of that many small tensors.
             number, (k0, k1) = int(data), key.tolist()
-            words = philox(k0, k1, number & MASK, (number >> 32) & MASK, third, purpose)
+            words = philox(k0, k1, number & MASK, (number >> 32) & MASK, 0, purpose)
             return torch.tensor(words[:2], dtype=torch.int64)
         data = torch.as_tensor(data, dtype=torch.int64, device=key.device)
     if traced():
-        return torch.ops.purestep.philox(key.expand(*data.shape, 2), data, 0, 2, third, purpose, 0, None)
-    return derive(key, data, (third, purpose))
+        return torch.ops.purestep.philox(key.expand(*data.shape, 2), data, 0, 2, 0, purpose, 0, None)
+    return derive(key, data, (0, purpose))

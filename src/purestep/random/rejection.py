@@ -7,15 +7,15 @@ most probable value stands.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from purestep import _checks
 from purestep.random._philox import SITE_BITS
 from purestep.random.distributions import normal
-from purestep.random.words import uniform
+from purestep.random.words import check_place, float_dtype, uniform
 
 # (generate, how many for each entry) -> float64 numbers of the entries' shape and one dimension more.
 Source = Callable[[Callable[..., Tensor], int], Tensor]
@@ -46,12 +46,12 @@ def gamma(
     Args:
         key, start, site: as for :func:`purestep.random.bits`; ``start`` counts entries.
         shape: of the result.
-        concentration: above 0; a number, or a tensor that broadcasts to ``shape``.
+        concentration: above 0; a number, or a tensor that broadcasts to ``shape`` (whose values are not checked).
         dtype: of the result; torch's default where it is not given.
     """
-    alpha = _parameter("concentration", concentration, shape, key)
-    numbers = gamma_from(_source(key, shape, start, site), alpha)
-    return numbers.to(dtype or torch.get_default_dtype())
+    dtype = float_dtype(dtype)
+    source = _source(key, shape, start, site)
+    return gamma_from(source, _parameter("concentration", concentration, shape, key, above=0)).to(dtype)
 
 
 def gamma_from(source: Source, concentration: Tensor) -> Tensor:
@@ -94,11 +94,11 @@ def poisson(
     Args:
         key, start, site: as for :func:`purestep.random.bits`; ``start`` counts entries.
         shape: of the result.
-        rate: at least 0; a number, or a tensor that broadcasts to ``shape``.
+        rate: at least 0; a number, or a tensor that broadcasts to ``shape`` (whose values are not checked).
         dtype: of the result; torch's default where it is not given.
     """
-    rate = _parameter("rate", rate, shape, key)
-    return poisson_from(_source(key, shape, start, site), rate).to(dtype or torch.get_default_dtype())
+    source = _source(key, shape, start, site)
+    return poisson_from(source, _parameter("rate", rate, shape, key, minimum=0)).to(dtype or torch.get_default_dtype())
 
 
 def poisson_from(source: Source, rate: Tensor) -> Tensor:
@@ -141,12 +141,16 @@ def binomial(
     Args:
         key, start, site: as for :func:`purestep.random.bits`; ``start`` counts entries.
         shape: of the result.
-        count: at least 0; a number, or a tensor that broadcasts to ``shape``.
-        p: from 0 to 1; a number, or a tensor that broadcasts to ``shape``.
+        count: an int of at least 0, or a tensor that broadcasts to ``shape`` (whose values are not checked).
+        p: from 0 to 1; a number, or a tensor that broadcasts to ``shape`` (whose values are not checked).
         dtype: of the result; torch's default where it is not given.
     """
-    n, p = _parameter("count", count, shape, key), _parameter("p", p, shape, key)
-    return binomial_from(_source(key, shape, start, site), n, p).to(dtype or torch.get_default_dtype())
+    source = _source(key, shape, start, site)
+    if not isinstance(count, Tensor):
+        _checks.integer("count", count, minimum=0)
+    n = _parameter("count", count, shape, key)
+    p = _parameter("p", p, shape, key, minimum=0, maximum=1)
+    return binomial_from(source, n, p).to(dtype or torch.get_default_dtype())
 
 
 def binomial_from(source: Source, count: Tensor, p: Tensor) -> Tensor:
@@ -206,6 +210,7 @@ def _positive_uniform(key: Tensor, shape: Sequence[int], **place: int | Tensor |
 
 
 def _source(key: Tensor, shape: Sequence[int], start: int | Tensor, site: int) -> Source:
+    check_place(shape, start, site)
     sites = iter((site, (site + (1 << SITE_BITS - 1)) % (1 << SITE_BITS)))
 
     def source(generate: Callable[..., Tensor], count: int) -> Tensor:
@@ -214,9 +219,11 @@ def _source(key: Tensor, shape: Sequence[int], start: int | Tensor, site: int) -
     return source
 
 
-def _parameter(name: str, value: float | Tensor, shape: Sequence[int], key: Tensor) -> Tensor:
-    if isinstance(value, Tensor):
+def _parameter(name: str, value: float | Tensor, shape: Sequence[int], key: Tensor, **bounds: float) -> Tensor:
+    if not isinstance(value, Tensor):
+        _checks.number(name, value, **bounds)
+        return torch.full(tuple(shape), float(value), dtype=torch.float64, device=key.device)
+    try:
         return value.to(torch.float64).expand(tuple(shape))
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name} must be a finite number of at least 0, or a tensor, got {value!r}")
-    return torch.full(tuple(shape), float(value), dtype=torch.float64, device=key.device)
+    except RuntimeError:
+        raise ValueError(f"{name} must broadcast to {tuple(shape)}, got shape {tuple(value.shape)}") from None

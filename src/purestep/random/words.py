@@ -23,14 +23,15 @@ def bits(key: Tensor, shape: Sequence[int], *, start: int | Tensor = 0, site: in
     Args:
         key: shape ``(2,)``.
         shape: of the result.
-        start: how many words of the key's stream to pass over: what ``bits(key, (start + n,))[start:]`` would be,
-            without computing the first. An int, or an int64 0-d tensor where it is known only at run time.
+        start: how many words of the key's stream to pass over, from 0 to 2^63 - 1: what
+            ``bits(key, (start + n,))[start:]`` would be, without computing the first. An int, or an int64 0-d tensor
+            where it is known only at run time.
         site: an int from 0 to 2^61 - 1: which of the key's streams. No two of them share a block.
 
     Raises:
         TypeError, ValueError: an argument is of another kind.
     """
-    return stream(key, tuple(shape), start, site, 0)
+    return stream(key, shape, start, site, 0)
 
 
 def uniform(
@@ -50,7 +51,7 @@ def uniform(
     :func:`bits`.
     """
     dtype = float_dtype(dtype)
-    return stream(key, tuple(shape), start, site, _SIGNIFICANDS[dtype]).to(dtype)
+    return stream(key, shape, start, site, _SIGNIFICANDS[dtype]).to(dtype)
 
 
 def at_least(key: Tensor, shape: Sequence[int], *, threshold: int, start: int | Tensor = 0, site: int = 0) -> Tensor:
@@ -60,12 +61,12 @@ def at_least(key: Tensor, shape: Sequence[int], *, threshold: int, start: int | 
     """
     if threshold > MASK:
         return torch.zeros(tuple(shape), dtype=torch.bool, device=key.device)
-    return stream(key, tuple(shape), start, site, 0, threshold)
+    return stream(key, shape, start, site, 0, threshold)
 
 
 def stream(
     key: Tensor,
-    shape: tuple[int, ...],
+    shape: Sequence[int],
     start: int | Tensor,
     site: int,
     significand: int,
@@ -74,14 +75,14 @@ def stream(
     """Return a key's words (``significand`` 0), or uniform numbers of so many bits (float32 up to 24, else float64), or
     whether its words are at least a threshold."""
     checked(key)
-    check_place(start, site)
+    check_place(shape, start, site)
     count = math.prod(shape)
     if traced():
         offset, start = (start, 0) if isinstance(start, Tensor) else (None, start)
         made = torch.ops.purestep.philox(key, offset, start, count, site, FOR_BITS, significand, threshold)
     else:
         made = draw(key, start, count, site_words(site, FOR_BITS), significand, threshold)
-    return made.reshape(shape)
+    return made.reshape(tuple(shape))
 
 
 def float_dtype(dtype: torch.dtype | None) -> torch.dtype:
@@ -92,8 +93,10 @@ def float_dtype(dtype: torch.dtype | None) -> torch.dtype:
     return dtype
 
 
-def check_place(start: int | Tensor, site: int) -> None:
-    """Raise where ``start`` or ``site`` is none."""
+def check_place(shape: Sequence[int], start: int | Tensor, site: int) -> None:
+    """Raise where one of them is none."""
+    if isinstance(shape, int):
+        raise TypeError(f"shape must be a sequence of ints such as ({shape},), got {shape}")
     _checks.integer("site", site, minimum=0)
     if site >= 1 << SITE_BITS:
         raise ValueError(f"site must be below 2**{SITE_BITS}, got {site}")
@@ -104,3 +107,5 @@ def check_place(start: int | Tensor, site: int) -> None:
             )
     elif not isinstance(start, torch.SymInt):
         _checks.integer("start", start, minimum=0)
+        if start >= 1 << 63:
+            raise ValueError(f"start must be below 2**63, got {start}")
