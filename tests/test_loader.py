@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -265,6 +266,15 @@ def test_a_sampler_that_draws_otherwise_the_second_time_is_refused() -> None:
         next(iter(resumed))
 
 
+def test_a_sampler_that_draws_less_the_second_time_is_refused() -> None:
+    saving = loader(Examples(), 2, sampler=range(10))
+    list(islice(saving, 4))
+    resumed = loader(Examples(), 2, sampler=range(3))
+    resumed.load_state_dict(saving.state_dict())
+    with pytest.raises(ValueError, match="epoch 0 has 3 of them, where the state is at position 8"):
+        next(iter(resumed))
+
+
 def test_out_of_turn() -> None:
     batches = loader(Examples(), 4, True, num_workers=2, in_order=False)
     assert sorted(index for batch in batches for index in batch[1].tolist()) == list(range(N))
@@ -281,6 +291,30 @@ def test_an_error_says_which_example_and_the_loop_can_go_on() -> None:
     dataset.fail_at = None
     batches.load_state_dict(state)
     assert indices(islice(batches, 1)) == [[8, 9, 10, 11]]
+
+
+def nothing(examples: list[Any]) -> None:
+    return None
+
+
+def words(examples: list[Any]) -> list[str]:
+    return [f"{example} words, one after the other" for example in examples]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_none_is_a_batch_too(workers: int) -> None:
+    assert list(loader([1, 2, 3], 2, num_workers=workers, collate_fn=nothing)) == [None, None]
+    assert list(loader([1, None, 3], None, num_workers=workers)) == [1, None, 3]
+
+
+def test_batches_and_blocks_may_be_larger_than_a_pipe() -> None:
+    """Else the loop waits for the worker to read its next block, and that for the loop to read its batch."""
+    sizes: list[int] = []
+    batches = loader(range(90_000), 30_000, num_workers=1, collate_fn=words)
+    run = threading.Thread(target=lambda: sizes.extend(len(batch) for batch in batches), daemon=True)
+    run.start()
+    run.join(60)
+    assert sizes == [30_000] * 3
 
 
 # ------------------------------------------------------------------------------------------------- arguments
@@ -317,6 +351,12 @@ RULES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "prefetch_factor must be an int of at least 1, got -2",
     ),
     "persistent": ({"persistent_workers": True}, ValueError, "persistent_workers is of workers, and num_workers is 0"),
+    "context": ({"multiprocessing_context": "fork"}, ValueError, "multiprocessing_context is of workers, and num_"),
+    "context of workers": (
+        {"multiprocessing_context": "threads", "num_workers": 1},
+        ValueError,
+        "multiprocessing_context must be 'fork' or 'spawn' or 'forkserver', or None, got 'threads'",
+    ),
     "shuffled iterable": (
         {"dataset": Numbers(3), "shuffle": True},
         ValueError,
@@ -402,6 +442,8 @@ def test_padded() -> None:
     assert set(batch.keys()) == {"x", "x_mask", "t", "t_mask", "n"}
     (x, mask), label = pad([(torch.ones(2), 0), (torch.ones(0), 1)])
     assert (x.tolist(), mask.tolist(), label.tolist()) == ([[1, 1], [-1, -1]], [[True, True], [False, False]], [0, 1])
+    x, mask = pad([[], [1, 2], []])
+    assert (x.tolist(), mask.tolist()) == ([[-1, -1], [1, 2], [-1, -1]], [[False] * 2, [True] * 2, [False] * 2])
     sentences = [{"tokens": torch.arange(1 + i % 3)} for i in range(6)]
     assert [batch["tokens"].shape for batch in loader(sentences, 3, collate_fn=padded())] == [(3, 3), (3, 3)]
 
@@ -415,6 +457,18 @@ def test_padded() -> None:
             [{"x": torch.ones(2)}, {"x": torch.ones(3)}],
             ValueError,
             "examples must have one shape at ['x'], got (2,) in example 0 of the batch but (3,) in example 1: coll",
+        ),
+        (
+            collate,
+            [torch.ones(2), torch.ones(2, dtype=torch.int64)],
+            ValueError,
+            "examples must have one dtype, got torch.float32 in example 0 of the batch but torch.int64 in example 1",
+        ),
+        (
+            padded(),
+            [{"x": [1], "x_mask": 1}],
+            ValueError,
+            "examples must have no key 'x_mask', which padded() gives to the mask of 'x': rename it",
         ),
         (collate, [{"x": 1}, {"y": 1}], ValueError, "examples must have the same keys, got ['x'] in example 0 of the"),
         (

@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
-from itertools import islice
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count, islice
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NonTensorStack, TensorDict, TensorDictBase
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 import purestep as ps
 from purestep.data import DecodeError, Pipeline, WorkerDiedError, from_tensors, multi, pipeline, sequential, shuffled
+from purestep.data._plans import Block, OrderPlan, Place, item_keys
+from purestep.data._stream import Stream
 
 N, SIZE = 23, 5
 ORDER = shuffled(N, seed=4)
@@ -60,6 +66,10 @@ class Noise:
 
 def noisy(batch: TensorDictBase, keys: Tensor) -> TensorDictBase:
     return batch.set("more", keys[:, 0] % 1000)
+
+
+def wordy(batch: TensorDictBase) -> TensorDictBase:
+    return batch.set("text", NonTensorStack(*["word" * 500_000] * len(batch)))
 
 
 def make(source: Any = None, order: Any = ORDER, **arguments: Any) -> Pipeline:
@@ -125,9 +135,29 @@ def test_an_error_in_a_worker_comes_out_as_it_is_with_its_trail() -> None:
     batches.close()
 
 
-def test_a_timeout() -> None:
-    batches = make(Rows(slow=(ORDER(0, 0),) * 1), workers=1, method="process", timeout=0.05)
-    with pytest.raises(RuntimeError, match=r"timeout=0\.05 seconds went by while worker 0"):
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_timeout(in_order: bool) -> None:
+    batches = make(Rows(slow=(ORDER(0, 0),)), workers=1, method="process", timeout=0.05, in_order=in_order)
+    with pytest.raises(
+        RuntimeError, match=r"timeout=0\.05 seconds went by while worker 0 .* batch of positions 0 to 4"
+    ):
+        next(iter(batches))
+    batches.close()
+
+
+def test_a_worker_that_dies_amid_a_batch_is_an_error_that_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More text than a pipe holds, so that half a message is there when the worker ends."""
+    batches = make(order=sequential(SIZE), workers=1, method="process", transform=wordy)
+    pool = batches._started()
+    receive = pool.receive
+
+    def kill_first(worker: int, *rest: Any) -> Any:
+        assert pool.connections[worker].poll(20)
+        os.kill(pool.processes[worker].pid, signal.SIGKILL)
+        return receive(worker, *rest)
+
+    monkeypatch.setattr(pool, "receive", kill_first)
+    with pytest.raises(WorkerDiedError, match=r"was ended by SIGKILL.* before it handed over the batch of positions 0"):
         next(iter(batches))
     batches.close()
 
@@ -142,8 +172,8 @@ def wait_until_gone(pids: set[int]) -> None:
 # -------------------------------------------------------------------------------------------------- out of turn
 
 
-@pytest.mark.parametrize("method", ["thread", "process"])
-def test_out_of_turn_every_example_comes_once_and_resume_loses_none(method: str) -> None:
+def check_out_of_turn(method: str = "thread") -> None:
+    """Every example comes once, and a resume loses none."""
     slow = Rows(slow=(ORDER(0, 0),))
     arguments: dict[str, Any] = {"workers": 2, "method": method, "in_order": False, "epochs": 2}
     saving = make(slow, **arguments)
@@ -153,30 +183,55 @@ def test_out_of_turn_every_example_comes_once_and_resume_loses_none(method: str)
         places.append((len(seen), through_json(saving)))
     assert seen != rows(make(epochs=2)), "nothing came out of turn"
     assert any("handed_out" in state for _, state in places)
+    assert "handed_out" not in places[-1][1], "the place has not moved over what was handed out"
     assert sorted(map(sorted, seen)) == sorted(map(sorted, rows(make(epochs=2))))
     saving.close()
-    for count, state in places:
-        resumed = make(epochs=2, in_order=count % 2 == 0)
+    for done, state in places:
+        resumed = make(epochs=2, in_order=done % 2 == 0)
         resumed.load_state_dict(state)
         rest = rows(resumed)
-        assert sorted(map(sorted, seen[:count] + rest)) == sorted(map(sorted, seen)), state
+        assert sorted(map(sorted, seen[:done] + rest)) == sorted(map(sorted, seen)), state
+
+
+@pytest.mark.parametrize("method", ["thread", "process"])
+def test_out_of_turn_every_example_comes_once_and_resume_loses_none(method: str) -> None:
+    check_out_of_turn(method)
+
+
+def at_the_last_batch(stream: Stream, made: Any) -> None:
+    stream._begun = True
+    stream._place = Place(made.block.epoch, made.block.end)
+
+
+def no_gap_is_closed(stream: Stream) -> None:
+    pass
+
+
+def from_the_place_on(plan: OrderPlan, place: Place, handed_out: Any, stop: int | None) -> Iterator[Any]:
+    return SPANS(plan, place, (), stop)
+
+
+SPANS = OrderPlan._spans
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "mutant"),
+    [
+        (Stream, "_advance", at_the_last_batch),
+        (Stream, "_close_the_gap", no_gap_is_closed),
+        (OrderPlan, "_spans", from_the_place_on),
+    ],
+)
+def test_the_law_out_of_turn_catches(kind: type, name: str, mutant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kind, name, mutant)
+    with pytest.raises(AssertionError):
+        check_out_of_turn()
 
 
 # -------------------------------------------------------------------------------------------------------- ranks
 
 
-@settings(max_examples=30)
-@given(
-    n=st.integers(1, 40),
-    size=st.integers(1, 6),
-    worlds=st.tuples(st.integers(1, 4), st.integers(1, 4)),
-    sizes=st.integers(1, 6),
-    done=st.integers(0, 8),
-    drop_last=st.booleans(),
-)
-def test_ranks_deal_out_the_order_and_another_world_goes_on(
-    n: int, size: int, worlds: tuple[int, int], sizes: int, done: int, drop_last: bool
-) -> None:
+def check_ranks(n: int, size: int, worlds: tuple[int, int], sizes: int, done: int, drop_last: bool) -> None:
     """However many ranks there were and are, each position comes once, in the order's order."""
     drop_last = drop_last and size * worlds[0] <= n and sizes * worlds[1] <= n
     source, order = from_tensors({"row": torch.arange(n)}), shuffled(n, seed=1)
@@ -210,6 +265,55 @@ def test_ranks_deal_out_the_order_and_another_world_goes_on(
     assert lost < max(size * worlds[0], sizes * worlds[1]) if drop_last else lost == 0
 
 
+@settings(max_examples=30)
+@given(
+    n=st.integers(1, 40),
+    size=st.integers(1, 6),
+    worlds=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    sizes=st.integers(1, 6),
+    done=st.integers(0, 8),
+    drop_last=st.booleans(),
+)
+@example(n=11, size=2, worlds=(3, 2), sizes=1, done=1, drop_last=False)
+def test_ranks_deal_out_the_order_and_another_world_goes_on(
+    n: int, size: int, worlds: tuple[int, int], sizes: int, done: int, drop_last: bool
+) -> None:
+    check_ranks(n, size, worlds, sizes, done, drop_last)
+
+
+class InRuns(OrderPlan):
+    """Each rank takes a run of positions, in place of every ``world``-th."""
+
+    def _cut(self, epoch: int, start: int, until: int) -> Iterator[Block]:
+        for begin in range(start, until, self.batch_size * self.world):
+            end = min(begin + self.batch_size * self.world, until)
+            mine = torch.arange(begin, end)[self.rank * self.batch_size :][: self.batch_size]
+            there = mine if len(mine) else torch.tensor([begin])
+            yield Block(epoch, begin, end, *self._at(epoch, there))._replace(empty=not len(mine))
+
+
+class Again(OrderPlan):
+    """A rank without a share gets an example again."""
+
+    def _cut(self, epoch: int, start: int, until: int) -> Iterator[Block]:
+        return (block._replace(empty=False) for block in super()._cut(epoch, start, until))
+
+
+class OwnPlace(OrderPlan):
+    """The place counts the examples of this rank."""
+
+    def _cut(self, epoch: int, start: int, until: int) -> Iterator[Block]:
+        blocks = super()._cut(epoch, start, until)
+        return (block._replace(end=block.start + len(block.indices)) for block in blocks)
+
+
+@pytest.mark.parametrize("mutant", [InRuns, Again, OwnPlace])
+def test_the_law_of_ranks_catches(mutant: type[OrderPlan], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["purestep.data.pipeline"], "OrderPlan", mutant)
+    with pytest.raises(AssertionError):
+        check_ranks(n=11, size=2, worlds=(3, 2), sizes=1, done=1, drop_last=False)
+
+
 def test_a_rank_without_a_share_gets_an_empty_batch() -> None:
     last = list(make(order=sequential(6), batch_size=2, rank=1, world=5, epochs=1, transform=noisy))[-1]
     assert last.batch_size == (1,)
@@ -224,7 +328,9 @@ def test_positions_that_only_fill_a_shard_up_have_weight_zero() -> None:
             for row, weight in zip(batch["row"].tolist(), batch["weight"].tolist(), strict=True)]  # fmt: skip
     assert sorted(row for row, weight in seen if weight == 1) == list(range(N))
     assert [weight for _, weight in seen if weight != 1] == [0.0]
-    assert "weight" not in next(iter(make())).keys()  # noqa: SIM118
+    assert "weight" not in next(iter(make())).keys()  # noqa: SIM118 (a TensorDict's `in` is not for keys)
+    elsewhere = from_tensors({"x": torch.empty(N, device="meta")})
+    assert next(iter(make(elsewhere, shards[0])))["weight"].device.type == "meta"
     own = from_tensors({"weight": torch.ones(N)})
     with pytest.raises(ValueError, match="source must not have a 'weight' of its own"):
         next(iter(make(own, shards[0])))
@@ -246,12 +352,43 @@ def drawn(**arguments: Any) -> dict[tuple[int, int], tuple[float, int]]:
     return found
 
 
-def test_what_an_example_draws_does_not_depend_on_workers_batches_or_ranks() -> None:
+def check_draws() -> None:
+    """What an example draws does not depend on workers, batches or ranks."""
     right = drawn()
     assert len(set(right.values())) == 2 * N  # and not on the other examples, nor on the last epoch
     for arguments in ({"workers": 2}, {"workers": 2, "method": "process"}, {"batch_size": 7}, {"world": 3}):
         assert drawn(**arguments) == right
     assert not set(drawn(seed=1).values()) & set(right.values())
+
+
+def test_what_an_example_draws_does_not_depend_on_workers_batches_or_ranks() -> None:
+    check_draws()
+
+
+def by_worker(seed: int, epoch: int, positions: Tensor) -> Tensor:
+    info = get_worker_info()
+    return item_keys(seed if info is None else seed + 10 + info.id, epoch, positions)
+
+
+def by_place_in_batch(seed: int, epoch: int, positions: Tensor) -> Tensor:
+    return item_keys(seed, epoch, positions - positions[0])
+
+
+def by_batch(seed: int, epoch: int, positions: Tensor) -> Tensor:
+    """Each example its own, but of where its batch begins."""
+    return item_keys(seed + int(positions[0]), epoch, positions)
+
+
+def by_turn(turns: Iterator[int], seed: int, epoch: int, positions: Tensor) -> Tensor:
+    """One stream for all."""
+    return item_keys(seed, 0, torch.tensor([next(turns) for _ in positions]))
+
+
+@pytest.mark.parametrize("mutant", [by_worker, by_place_in_batch, by_batch, partial(by_turn, count())])
+def test_the_law_of_draws_catches(mutant: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("purestep.data._making.item_keys", mutant)
+    with pytest.raises(AssertionError):
+        check_draws()
 
 
 def test_a_state_of_another_seed_is_refused_where_something_draws() -> None:

@@ -7,7 +7,7 @@ import pickle
 import resource
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tensordict import TensorDict
+from tensordict import NonTensorStack, TensorDict
 from torch import Tensor
 
 import purestep as ps
@@ -78,6 +78,9 @@ def test_windows_are_slices_and_as_many_as_fit(count: int, length: int, stride: 
     ] == right
     assert (batch["input"][:, 1:] == batch["target"][:, :-1]).all()
     assert batch["input"].dtype == torch.int64
+    target = batch["target"].clone()
+    batch["input"].fill_(-1)  # as one does who masks it
+    assert torch.equal(batch["target"], target)
 
 
 def test_a_text_is_its_bytes_or_what_encode_makes_of_it(tmp_path: Path) -> None:
@@ -263,7 +266,7 @@ def test_hugging_face(rows: Any) -> None:
         ),
         (
             "pyarrow",
-            lambda p: data.parquet(p, inputs={}),
+            lambda p: data.parquet(p, inputs={"x": "x"}),
             "parquet needs pyarrow, which is not installed: pip install pyarrow",
         ),
     ],
@@ -280,6 +283,26 @@ def test_a_missing_library_says_what_to_install(
 # -------------------------------------------------------------------------------------------------------- errors
 
 X = np.zeros(3)
+
+
+class Changing:
+    """A source that gives other batches on its second fetch."""
+
+    def __init__(self, *parts: Tensor, y: Sequence[int] = (), text: bool = False) -> None:
+        self.parts, self.y, self.text = list(parts), list(y), text
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def fetch(self, indices: Tensor) -> TensorDict:
+        batch: dict[str, Any] = {"x": self.parts[int(indices[0]) // 2]}
+        if self.y and self.y[int(indices[0]) // 2]:
+            batch["y"] = indices
+        if self.text:
+            batch["text"] = NonTensorStack(*"ab")
+        return TensorDict(batch, [2])
+
+
 BAD: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "no arrays": (lambda p: data.from_arrays({}), TypeError, "arrays must map names to NumPy arrays, such as"),
     "a list": (lambda p: data.from_arrays({"x": [1]}), TypeError, "arrays['x'] must be a NumPy array, got list"),  # type: ignore[dict-item]
@@ -337,6 +360,36 @@ BAD: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
         lambda p: data.cache(data.image_folder(p, p / "t.csv", transform=keyed)),
         TypeError,
         "source must not draw random numbers to be cached",
+    ),
+    "a cache of what is no tensor": (
+        lambda p: data.cache(Changing(torch.zeros(2), text=True)),
+        TypeError,
+        "source.fetch(...)['text'] must be a tensor, got NonTensorStack",
+    ),
+    "a cache of other kinds": (
+        lambda p: data.cache(Changing(torch.zeros(2), torch.ones(2, dtype=torch.int64)), block=2),
+        ValueError,
+        "got {{'x': 'torch.float32 of shape ()'}} at first, and {{'x': 'torch.int64 of shape ()'}} from row 2 on",
+    ),
+    "a cache of other keys": (
+        lambda p: data.cache(Changing(torch.zeros(2), torch.zeros(2), y=[1, 0]), block=2),
+        ValueError,
+        "source must give batches of one kind to be cached, got {{'x': 'torch.float32 of shape ()', 'y': ",
+    ),
+    "text beside tensors": (
+        lambda p: data.from_tensors(TensorDict({"x": X, "t": NonTensorStack("a", "b", "c")}, [3])),
+        TypeError,
+        "data['t'] must be a tensor, got NonTensorStack",
+    ),
+    "integers beyond int64": (
+        lambda p: data.dataframe(pd.DataFrame({"a": np.array([1, 2**63], "uint64")}), inputs={"a": "a"}),
+        ValueError,
+        "inputs['a'] must hold integers below 2^63, and column 'a' of the DataFrame goes up to 9223372036854775808",
+    ),
+    "inputs of a Parquet file": (
+        lambda p: data.parquet(p, inputs=["a"]),  # type: ignore[arg-type]
+        TypeError,
+        "inputs must map names to columns, such as {{'tabular': ['a', 'b']}}, got ['a']",
     ),
     "block": (
         lambda p: data.cache(data.from_tensors({"x": EVERYTHING}), block=0),

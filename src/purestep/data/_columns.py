@@ -127,6 +127,11 @@ class Table:
 
     def _numbers(self, series: pandas.Series, argument: str) -> Tensor:
         kind = series.dtype.kind
+        if kind == "u" and series.max() >= 2**63:
+            raise ValueError(
+                f"{argument} must hold integers below 2^63, and column {series.name!r} of {self.origin} goes up to "
+                f"{series.max()}"
+            )
         tensor = torch.tensor(series.to_numpy(dtype={"b": "bool", "f": "float64"}.get(kind, "int64")))
         tensor = tensor.float() if kind == "f" else tensor
         self._check_finite(tensor, series.name, argument)

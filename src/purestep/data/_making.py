@@ -18,7 +18,7 @@ class Made(NamedTuple):
     """What comes back: the batch, or the error raised in its place, to be raised again in the loop's thread.
 
     Attributes:
-        batch: None too where nothing is to be handed out: every example was skipped, or the block was one to discard.
+        batch: None too where every example was skipped, or the block was one to discard.
         skipped: what is said of each example that could not be decoded.
         exhausted: the worker's stream of examples has ended.
     """
@@ -81,7 +81,7 @@ class MakeFromSource:
                     "source must not have a 'weight' of its own where the order has positions that count nothing: "
                     "take .shard(..., uneven='ragged')"
                 )
-            batch["weight"] = weights
+            batch["weight"] = weights.to(getattr(self.source, "device", None) or weights.device)
         if self.transform is not None:
             batch = self.transform(batch, keys=keys) if self.transform_draws else self.transform(batch)
             _check_batch(batch, count, "transform")

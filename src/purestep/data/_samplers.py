@@ -73,6 +73,12 @@ class SamplerPlan:
                         f"between {start} and {seen}: load with the batch_size that it was saved with"
                     )
                 yield Block(epoch, start, seen, list(indices), torch.arange(start, seen), digest=drawn.hexdigest())
+        if seen < position:
+            raise ValueError(
+                f"sampler must draw the same indices again for a loader to resume, and epoch {epoch} has {seen} of "
+                f"them, where the state is at position {position}: load with the sampler and the batch_size that it "
+                "was saved with"
+            )
 
     def _drawn(self, epoch: int) -> Iterator[list[Any]]:
         """Generate the indices of each batch; the global generators are the sampler's own while it draws."""

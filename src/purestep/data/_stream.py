@@ -148,7 +148,7 @@ class Stream:
             if made.block.discard:
                 continue
             self._advance(made)
-            if made.batch is None:
+            if made.batch is None and made.skipped:  # a collate_fn may return None, which is a batch
                 nothing_left += 1
                 self._check_something_is_left(nothing_left, made.skipped)
                 continue

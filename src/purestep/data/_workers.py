@@ -11,13 +11,15 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 import traceback
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
+from queue import SimpleQueue
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -85,7 +87,7 @@ class Pool:
         ticket = next(self.tickets)
         try:
             self.connections[worker].send_bytes(pickle.dumps((ticket, _written(block))))
-        except (BrokenPipeError, ConnectionResetError, OSError):
+        except OSError:
             raise self._died(worker, block) from None
         return ticket
 
@@ -96,24 +98,31 @@ class Pool:
             if not connection.poll(0):
                 ready = wait([connection, process.sentinel], timeout or None)
                 if not ready:
-                    raise RuntimeError(
-                        f"timeout={timeout:g} seconds went by while worker {worker} (pid {process.pid}) made "
-                        f"{_named(block)}: raise timeout, or look at what that batch reads"
-                    )
+                    raise self.late(worker, block, timeout)
             try:
                 if not connection.poll(0):
                     raise EOFError
-                got, made = pickle.loads(connection.recv_bytes())
-            except (EOFError, ConnectionResetError, FileNotFoundError, ConnectionRefusedError):
+                message = connection.recv_bytes()
+            except (EOFError, OSError):  # the latter where it ended amid a message
                 raise self._died(worker, block) from None
+            try:
+                got, made = pickle.loads(message)
+            except (EOFError, ConnectionResetError, FileNotFoundError, ConnectionRefusedError):
+                raise self._died(worker, block) from None  # with the memory that the message speaks of
             if got == ticket:
                 return made
 
-    def ready(self, workers: set[int]) -> list[int]:
-        """Wait until one of the workers has something to say, and return which have."""
+    def ready(self, workers: Iterable[int], timeout: float) -> list[int]:
+        """Wait until one of the workers has something to say, and return which have: none, if it took too long."""
         waiting: dict[Any, int] = {self.connections[number]: number for number in workers}
         waiting |= {self.processes[number].sentinel: number for number in workers}
-        return sorted({waiting[found] for found in wait(list(waiting))})
+        return sorted({waiting[found] for found in wait(list(waiting), timeout or None)})
+
+    def late(self, worker: int, block: Block, timeout: float) -> RuntimeError:
+        return RuntimeError(
+            f"timeout={timeout:g} seconds went by while worker {worker} (pid {self.processes[worker].pid}) made "
+            f"{_named(block)}: raise timeout, or look at what that batch reads"
+        )
 
     def _died(self, worker: int, block: Block) -> WorkerDiedError:
         process = self.processes[worker]
@@ -168,9 +177,12 @@ class Processes(BaseNode[Made]):
             self._asked.append(worker)
 
     def _first_ready(self) -> int:
-        busy = {number for number, blocks in enumerate(self._under_way) if blocks}
-        found = self.pool.ready(busy)
-        return min(found, key=lambda number: self._under_way[number][0][0])
+        first = {number: blocks[0] for number, blocks in enumerate(self._under_way) if blocks}
+        found = self.pool.ready(first, self.work.timeout)
+        oldest = min(found or first, key=lambda number: first[number][0])
+        if not found:
+            raise self.pool.late(oldest, first[oldest][1], self.work.timeout)
+        return oldest
 
 
 def _work(
@@ -186,7 +198,8 @@ def _work(
     for other in inherited:
         other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to answer
-    parent = os.getppid()
+    messages: SimpleQueue[bytes | None] = SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, messages, os.getppid()), daemon=True).start()
     torch.set_num_threads(1)
     seed_globals(number_of(seed, number))
     torch_worker._worker_info = torch_worker.WorkerInfo(
@@ -199,15 +212,27 @@ def _work(
     except Exception as error:
         error.add_note(f"in worker_init_fn, in worker {number}")
         failed = error
-    with suppress(BrokenPipeError, ConnectionResetError, EOFError):
-        while True:
-            while not connection.poll(_ASKS_WHETHER_THE_PARENT_LIVES):
-                if os.getppid() != parent:
-                    return
-            ticket, written = pickle.loads(connection.recv_bytes())
+    with suppress(BrokenPipeError, ConnectionResetError):
+        while (message := messages.get()) is not None:
+            ticket, written = pickle.loads(message)
             block = _read(written)
             made = make(block) if failed is None else Made(None, failed, block)
             connection.send_bytes(_packed(ticket, made, number))
+
+
+def _receive(connection: Connection, messages: SimpleQueue[bytes | None], parent: int) -> None:
+    """Put what the parent sends into a queue, and None once it is gone.
+
+    In a thread, since a worker that reads only when it has sent its batch waits for ever for a parent that reads only
+    when it has sent its blocks: either may be more than the pipe holds.
+    """
+    with suppress(EOFError, OSError):
+        while True:
+            if connection.poll(_ASKS_WHETHER_THE_PARENT_LIVES):
+                messages.put(connection.recv_bytes())
+            elif os.getppid() != parent:
+                break
+    messages.put(None)
 
 
 def _written(block: Block) -> Block:

@@ -120,7 +120,8 @@ class _Windows:
     def fetch(self, indices: Tensor) -> TensorDictBase:
         places = (indices[:, None] * self.stride + torch.arange(self.length + 1)).numpy()
         window = _tensor(self.tokens[places].astype("int64", copy=False))
-        return TensorDict({"input": window[:, :-1], "target": window[:, 1:]}, batch_size=indices.shape)
+        # A copy, so that who masks the input in place does not change the target.
+        return TensorDict({"input": window[:, :-1].clone(), "target": window[:, 1:]}, batch_size=indices.shape)
 
 
 def _mapped(array: Any) -> bool:

@@ -79,7 +79,8 @@ def _collated(samples: list[Any], where: str, fill: float | None) -> Any:
     if isinstance(first, (Mapping, TensorDictBase)) or is_tensor_collection(first):
         return _mappings(samples, where, fill)
     if fill is not None and isinstance(first, list) and _is_numbers(samples):
-        return _pad([torch.as_tensor(sample) for sample in samples], where, fill)
+        flat = torch.tensor([value for sample in samples for value in sample])  # all of one dtype, the empty ones too
+        return _pad(list(flat.split([len(sample) for sample in samples])), where, fill)
     if isinstance(first, (tuple, list)):
         parts = [_collated(list(part), f"{where}[{i}]", fill) for i, part in enumerate(_columns(samples, where))]
         return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
@@ -100,6 +101,11 @@ def _mappings(samples: list[Any], where: str, fill: float | None) -> TensorDict:
     for key in keys:
         made = _collated([sample[key] for sample in samples], f"{where}[{key!r}]", fill)
         if fill is not None and _is_pair(made, samples[0][key]):
+            if f"{key}_mask" in keys:
+                raise ValueError(
+                    f"examples must have no key {f'{key}_mask'!r}{_at(where)}, which padded() gives to the mask of "
+                    f"{key!r}: rename it"
+                )
             batch[key], batch[f"{key}_mask"] = made
         else:
             batch[key] = NonTensorStack(*made) if isinstance(made, list) else made
@@ -129,6 +135,11 @@ def _stacked(samples: list[Any], where: str, fill: float | None) -> Any:
             raise ValueError(
                 f"examples must have one shape{_at(where)}, got {tuple(tensors[0].shape)} in example 0 of the batch "
                 f"but {tuple(tensor.shape)} in example {i}: collate_fn=padded() pads sequences"
+            )
+        if tensor.dtype != tensors[0].dtype:
+            raise ValueError(
+                f"examples must have one dtype{_at(where)}, got {tensors[0].dtype} in example 0 of the batch but "
+                f"{tensor.dtype} in example {i}"
             )
     return stacked(tensors)
 

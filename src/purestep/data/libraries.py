@@ -13,7 +13,7 @@ from torch import Tensor
 from purestep._checks import listed, near_misses
 from purestep.data._images import require
 from purestep.data.sources import DecodeError, Source
-from purestep.data.tables import dataframe
+from purestep.data.tables import check_inputs, dataframe, is_alone
 
 
 def parquet(
@@ -37,9 +37,11 @@ def parquet(
 
     Raises:
         ImportError: pandas or pyarrow is not installed.
+        TypeError: ``inputs`` do not map names to columns.
         FileNotFoundError: there is nothing at ``path``.
         ValueError: it is no Parquet file, or lacks a column; and what :func:`dataframe` raises.
     """
+    check_inputs(inputs)
     pandas = require("pandas", "parquet")
     require("pyarrow", "parquet")
     path = os.fspath(path)
@@ -47,7 +49,7 @@ def parquet(
         raise FileNotFoundError(f"path must be a Parquet file, and there is none at {path!r}")
     wanted = [] if label is None else [label]
     for columns in inputs.values():
-        wanted += [columns] if isinstance(columns, str) else columns
+        wanted += [columns] if is_alone(columns) else columns
     known = _columns(path)
     for name in wanted:
         if name not in known:

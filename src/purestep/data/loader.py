@@ -5,6 +5,7 @@ from purestep.data import loader as DataLoader      # what a loop has to change
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterable, Sized
 from typing import Any
 
@@ -86,7 +87,7 @@ def loader(
     iterable = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
     _check_dataset(dataset, iterable)
     _check_exclusions(iterable, batch_size, bool(shuffle), sampler, batch_sampler, drop_last, in_order)
-    _check_workers(num_workers, prefetch_factor, persistent_workers, timeout, pin_memory)
+    _check_workers(num_workers, prefetch_factor, persistent_workers, timeout, pin_memory, multiprocessing_context)
     for name, value in (("collate_fn", collate_fn), ("worker_init_fn", worker_init_fn)):
         if value is not None and not callable(value):
             raise TypeError(f"{name} must be a function or None, got {value!r}")
@@ -242,7 +243,7 @@ def _check_sampler(name: str, sampler: Any) -> None:
             )
 
 
-def _check_workers(workers: Any, prefetch: Any, persistent: bool, timeout: Any, pinned: Any) -> None:
+def _check_workers(workers: Any, prefetch: Any, persistent: bool, timeout: Any, pinned: Any, context: Any) -> None:
     integer("num_workers", workers, minimum=0)
     if prefetch is not None:
         integer("prefetch_factor", prefetch, minimum=1)
@@ -250,6 +251,14 @@ def _check_workers(workers: Any, prefetch: Any, persistent: bool, timeout: Any, 
             raise ValueError("prefetch_factor is of workers, and num_workers is 0: drop it, or raise num_workers")
     if persistent and not workers:
         raise ValueError("persistent_workers is of workers, and num_workers is 0: drop it, or raise num_workers")
+    if context is not None:
+        if context not in (known := multiprocessing.get_all_start_methods()):
+            right = " or ".join(map(repr, known))
+            raise ValueError(f"multiprocessing_context must be {right}, or None, got {context!r}")
+        if not workers:
+            raise ValueError(
+                "multiprocessing_context is of workers, and num_workers is 0: drop it, or raise num_workers"
+            )
     check_timeout(timeout, waits=workers > 0, for_what="num_workers > 0")
     if not isinstance(pinned, bool):
         raise TypeError(f"pin_memory must be True or False, got {pinned!r}")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase, is_non_tensor
 from torch import Tensor
 
 from purestep._checks import integer, listed
@@ -84,8 +84,9 @@ def cache(source: Source, *, block: int = 256, folder: str | os.PathLike[str] | 
     returned reads these: for what is slow to decode and larger than memory.
 
     Raises:
-        TypeError: ``source`` draws random numbers.
-        ValueError: ``source`` is empty, ``block`` is below 1, or ``folder`` holds something already.
+        TypeError: ``source`` draws random numbers, or gives something else than tensors.
+        ValueError: ``source`` is empty, or its batches differ in keys, dtypes or shapes; ``block`` is below 1, or
+            ``folder`` holds something already.
     """
     integer("block", block, minimum=1)
     count = len(source)
@@ -99,7 +100,13 @@ def cache(source: Source, *, block: int = 256, folder: str | os.PathLike[str] | 
     for start in range(0, count, block):
         part = source.fetch(torch.arange(start, min(start + block, count)))
         if whole is None:
+            _check_tensors(part, "source.fetch(...)")
             whole = _room(part, count, folder)
+        if (found := _kinds(part)) != (right := _kinds(whole)):
+            raise ValueError(
+                f"source must give batches of one kind to be cached, got {right} at first, and {found} from row "
+                f"{start} on"
+            )
         whole[start : start + block] = part
     classes = getattr(source, "classes", None)
     return TensorSource(whole, classes, in_memory=folder is None)
@@ -201,17 +208,19 @@ def parameter_among(function: Callable[..., Any], names: tuple[str, ...]) -> str
     return next((name for name in names if name in parameters), None)
 
 
-def _check_tensors(data: TensorDictBase | Mapping[str, Any]) -> None:
+def _check_tensors(data: TensorDictBase | Mapping[str, Any], argument: str = "data") -> None:
     leaves = dict(_leaves(data))
     if not leaves:
-        raise ValueError("data must hold at least one tensor, got none")
+        raise ValueError(f"{argument} must hold at least one tensor, got none")
     for name, leaf in leaves.items():
         if not isinstance(leaf, Tensor):
             kind = type(leaf).__name__
-            raise TypeError(f"data[{name!r}] must be a tensor, got {kind} (torch.as_tensor makes one of an array)")
+            raise TypeError(
+                f"{argument}[{name!r}] must be a tensor, got {kind} (torch.as_tensor makes one of an array)"
+            )
         if leaf.ndim == 0:
             raise ValueError(
-                f"data[{name!r}] must have its examples along dimension 0, got a tensor without dimensions"
+                f"{argument}[{name!r}] must have its examples along dimension 0, got a tensor without dimensions"
             )
     same("number of examples", {name: len(leaf) for name, leaf in leaves.items()})
     same("device", {name: str(leaf.device) for name, leaf in leaves.items()})
@@ -227,6 +236,14 @@ def _room(part: TensorDictBase, count: int, folder: str | os.PathLike[str] | Non
     return one.memmap_like(os.fspath(folder))
 
 
+def _kinds(batch: TensorDictBase) -> dict[str, str]:
+    """Return what each leaf is but for the number of examples."""
+    return {
+        name: f"{getattr(leaf, 'dtype', type(leaf).__name__)} of shape {tuple(leaf.shape[1:])}"
+        for name, leaf in _leaves(batch)
+    }
+
+
 def same(what: str, values: Mapping[str, Any]) -> None:
     """Raise where the values, by name, are not all the same."""
     if len(set(values.values())) > 1:
@@ -236,7 +253,7 @@ def same(what: str, values: Mapping[str, Any]) -> None:
 
 def _leaves(data: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in data.items():
-        if isinstance(value, (TensorDictBase, Mapping)):
+        if isinstance(value, (TensorDictBase, Mapping)) and not is_non_tensor(value):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -125,20 +125,29 @@ def dataframe(
     pandas = require("pandas", "dataframe")
     if not isinstance(df, pandas.DataFrame):
         raise TypeError(f"df must be a pandas DataFrame, got {type(df).__name__}")
-    if not isinstance(inputs, Mapping) or not inputs:
-        raise TypeError(f"inputs must map names to columns, such as {{'tabular': ['a', 'b']}}, got {inputs!r}")
+    check_inputs(inputs)
     if label is not None and "label" in inputs:
         raise ValueError(f"inputs must not use the name 'label', which label={label!r} is delivered as")
     rows = Table(df, "the DataFrame", Path(folder or "."), mode, transform)
     fields: dict[str, Field] = {}
     for name, columns in inputs.items():
         argument = f"inputs[{name!r}]"
-        alone = isinstance(columns, str) or not isinstance(columns, Iterable)
-        fields[name] = rows.alone(columns, argument) if alone else rows.matrix(columns, argument)
+        fields[name] = rows.alone(columns, argument) if is_alone(columns) else rows.matrix(columns, argument)
     found: tuple[Any, ...] | None = None
     if label is not None:
         fields["label"], found = rows.labels(label, "label", classes)
     return FieldSource(fields, len(df), found)
+
+
+def check_inputs(inputs: Any) -> None:
+    """Raise where ``inputs`` do not map names to columns."""
+    if not isinstance(inputs, Mapping) or not inputs:
+        raise TypeError(f"inputs must map names to columns, such as {{'tabular': ['a', 'b']}}, got {inputs!r}")
+
+
+def is_alone(columns: Any) -> bool:
+    """Whether an input is one column, rather than a list of some."""
+    return isinstance(columns, str) or not isinstance(columns, Iterable)
 
 
 class FieldSource:

@@ -128,6 +128,11 @@ def check_place(order: IndexMap, epoch: int, positions: int | Tensor) -> None:
         raise ValueError(f"positions must be {right}, got {value} in {order!r}")
 
 
+def wrapped(places: Tensor, n: int) -> Tensor:
+    """Return places beyond the end, ``n``, counted from the start."""
+    return torch.where(places < n, places, places % max(n, 1))
+
+
 def checked_length(name: str, n: int) -> int:
     """Return ``n`` if it is a length that an order may have; raise otherwise."""
     if integer(name, n, minimum=0) > LONGEST:

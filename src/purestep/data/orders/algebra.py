@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, get_args, overload
+from typing import get_args, overload
 
 import torch
 from torch import Tensor
 
 from purestep._checks import integer
-from purestep.data.orders._map import LONGEST, IndexMap, check_place, hashed
-from purestep.data.orders.sampler import OrderSampler, Uneven
+from purestep.data.orders._map import LONGEST, IndexMap, check_place, hashed, wrapped
+from purestep.data.orders.sampler import OrderSampler, Uneven, share
 
 
 class IndexOrder(IndexMap):
@@ -138,8 +138,8 @@ def across_epochs(order: IndexMap, epoch: int, offsets: Tensor, *, weights: bool
     return result
 
 
-class _Derived(IndexOrder):
-    """An order made of one other, ``order``: an example keeps its index."""
+class _Derived(IndexMap):
+    """What is made of one order, ``order``: an example keeps its index."""
 
     order: IndexOrder
 
@@ -168,7 +168,7 @@ class _Derived(IndexOrder):
 
 
 @dataclass(frozen=True, repr=False)
-class _Skip(_Derived):
+class _Skip(_Derived, IndexOrder):
     order: IndexOrder
     count: int
 
@@ -187,7 +187,7 @@ class _Skip(_Derived):
 
 
 @dataclass(frozen=True, repr=False)
-class _Take(_Derived):
+class _Take(_Derived, IndexOrder):
     order: IndexOrder
     count: int
 
@@ -206,7 +206,7 @@ class _Take(_Derived):
 
 
 @dataclass(frozen=True, repr=False)
-class _Repeat(_Derived):
+class _Repeat(_Derived, IndexOrder):
     order: IndexOrder
     epochs: int
 
@@ -229,19 +229,14 @@ class _Repeat(_Derived):
 
 
 @dataclass(frozen=True, repr=False)
-class _Shard(_Derived):
+class _Shard(_Derived, IndexOrder):
     order: IndexOrder
     rank: int
     world: int
     uneven: Uneven
 
     def __len__(self) -> int:
-        n = len(self.order)
-        if self.uneven == "drop":
-            return n // self.world
-        if self.uneven == "ragged":
-            return max(0, -(-(n - self.rank) // self.world))
-        return -(-n // self.world)
+        return share(len(self.order), self.rank, self.world, self.uneven)
 
     @property
     def _operation(self) -> str:
@@ -253,11 +248,11 @@ class _Shard(_Derived):
         return self.order.padded or (self.uneven == "weightless" and len(self.order) % self.world > 0)
 
     def _indices(self, epoch: int, positions: Tensor) -> Tensor:
-        return self.order._indices(epoch, _wrapped(self._places(positions), len(self.order)))
+        return self.order._indices(epoch, wrapped(self._places(positions), len(self.order)))
 
     def _weights(self, epoch: int, positions: Tensor) -> Tensor:
         places, n = self._places(positions), len(self.order)
-        weights = self.order._weights(epoch, _wrapped(places, n))
+        weights = self.order._weights(epoch, wrapped(places, n))
         return weights * (places < n) if self.uneven == "weightless" else weights
 
     def _places(self, positions: Tensor) -> Tensor:
@@ -265,7 +260,7 @@ class _Shard(_Derived):
 
 
 @dataclass(frozen=True, repr=False)
-class Batches(IndexMap):
+class Batches(_Derived):
     """The batches of an order: a pure map ``(epoch, number of a batch) -> indices of its examples``.
 
     A call with an int returns the indices of that batch, int64 of shape ``(size,)``, of fewer for a last one that is
@@ -277,8 +272,6 @@ class Batches(IndexMap):
     size: int
     drop_last: bool
 
-    revision: ClassVar[int] = 1
-
     def __len__(self) -> int:
         n = len(self.order)
         return n // self.size if self.drop_last else -(-n // self.size)
@@ -286,20 +279,6 @@ class Batches(IndexMap):
     @property
     def _operation(self) -> str:
         return f".batched({self.size}{', drop_last=True' if self.drop_last else ''})"
-
-    def __repr__(self) -> str:
-        return f"{self.order!r}{self._operation}"
-
-    def fingerprint(self) -> str:
-        return hashed(f"{self.order.fingerprint()}{self._operation}", self.revision)
-
-    @property
-    def bound(self) -> int:
-        return self.order.bound
-
-    @property
-    def distinct(self) -> bool:
-        return self.order.distinct
 
     @property
     def padded(self) -> bool:
@@ -340,13 +319,8 @@ class Batches(IndexMap):
         return numbers.unsqueeze(-1) * self.size + torch.arange(self.size, device=numbers.device)
 
     def _indices(self, epoch: int, positions: Tensor) -> Tensor:
-        return self.order._indices(epoch, _wrapped(self._places(positions), len(self.order)))
+        return self.order._indices(epoch, wrapped(self._places(positions), len(self.order)))
 
     def _weights(self, epoch: int, positions: Tensor) -> Tensor:
         places, n = self._places(positions), len(self.order)
-        return self.order._weights(epoch, _wrapped(places, n)) * (places < n)
-
-
-def _wrapped(places: Tensor, n: int) -> Tensor:
-    """Return places beyond the end counted from the start."""
-    return torch.where(places < n, places, places % max(n, 1))
+        return self.order._weights(epoch, wrapped(places, n)) * (places < n)

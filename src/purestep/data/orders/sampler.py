@@ -10,13 +10,22 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from purestep._checks import integer
-from purestep.data.orders._map import IndexMap
+from purestep.data.orders._map import IndexMap, wrapped
 
 Uneven = Literal["weightless", "repeat", "drop", "ragged"]
 
 # For up to some thousands of positions the cost of an order is by the call. The first request is small, for the first
 # index must not wait for the others.
 _FIRST, _MOST = 64, 2**14
+
+
+def share(count: int, rank: int, world: int, uneven: Uneven) -> int:
+    """Return how many of the last ``count`` positions of an epoch are one rank's."""
+    if uneven == "drop":
+        return count // world
+    if uneven == "ragged":
+        return max(0, -(-(count - rank) // world))
+    return -(-count // world)
 
 
 class OrderSampler(Sampler[Any]):
@@ -111,17 +120,9 @@ class OrderSampler(Sampler[Any]):
         self._epoch, self._position = self._pass_start = epoch, position
         self._handed_out, self._left, self._live = 0, False, None
 
-    def _count(self, left: int) -> int:
-        """Return how many indices this rank gets of the ``left`` last ones of an epoch."""
-        if self._uneven == "drop":
-            return left // self._world
-        if self._uneven == "ragged":
-            return max(0, -(-(left - self._rank) // self._world))
-        return -(-left // self._world)
-
     def _pass(self, live: object) -> Iterator[Any]:
         epoch, start, size = self._epoch, self._position, self._batch_size or 1
-        todo = self._count(len(self._whole) - start)
+        todo = share(len(self._whole) - start, self._rank, self._world, self._uneven)
         if self._drop_last:
             todo -= todo % size
         done, block = 0, size * -(-_FIRST // size)
@@ -144,6 +145,5 @@ class OrderSampler(Sampler[Any]):
 
     def _take(self, epoch: int, start: int, local: Tensor) -> Tensor:
         positions = local.mul_(self._world).add_(start + self._rank)
-        n = len(self._whole)
         # Only a repeating shard goes beyond the end, and there begins anew.
-        return self._whole(epoch, torch.where(positions < n, positions, positions % max(n, 1)))
+        return self._whole(epoch, wrapped(positions, len(self._whole)))
