@@ -309,6 +309,11 @@ def test_an_observer_of_one_s_own():
         (lambda: plateau(patience=-1), ValueError, "patience must be an int of at least 0, got -1"),
         (lambda: plateau(patience=2.5), TypeError, "patience must be an int of at least 0, got 2.5"),
         (lambda: plateau(cooldown=True), TypeError, "cooldown must be an int of at least 0, got True"),
+        (
+            lambda: plateau(patience=torch.tensor([1, 2])),
+            ValueError,
+            r"patience must be a number or a 0-d tensor, got shape \(2,\)",
+        ),
         (lambda: plateau(threshold=-1e-4), ValueError, "threshold must be a finite number at least 0, got -0.0001"),
         (lambda: plateau(floor=-1.0), ValueError, "floor must be a finite number at least 0, got -1.0"),
         (lambda: plateau(floor=2.0), ValueError, r"floor must be at most base \(1.0\), got 2.0"),

@@ -314,9 +314,19 @@ def test_a_file_that_cannot_be_written_exits_with_1_and_names_it(option, place, 
     assert not printed.out
 
 
+def test_a_function_that_is_no_formula_exits_with_1_and_says_what_it_must_return(capsys):
+    assert cli.main(["schedule", "function('builtins:repr')", "--steps", "8"]) == 1
+    assert "purestep schedule: function must return a tensor like step: torch.float64" in capsys.readouterr().err
+
+
 def test_values_that_are_not_finite_exit_with_1_and_name_the_step(capsys):
     assert cli.main(["schedule", "constant(1e200) * linear(0, 1e200, 8)", "--steps", "8"]) == 1
     assert "a schedule must have finite values, got inf at step 1" in capsys.readouterr().err
+    beyond = "torch_powers(peak=0.1, rate=1.1)"
+    assert cli.main(["schedule", beyond, "--steps", "8", "--at", "1,100000"]) == 1
+    printed = capsys.readouterr()
+    assert "a schedule must have finite values, got inf at step 100000" in printed.err
+    assert not printed.out
 
 
 # --- plot -------------------------------------------------------------------------------------------------------------

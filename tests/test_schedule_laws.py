@@ -118,7 +118,7 @@ BROKEN: list[tuple[Any, dict[str, Any], str, str]] = [
     (broken_pole(0.1, 7), {"bounds": (0.0, 1.0)}, "total", r"at step 7 it is 100.0, not between 0.0 and 1.0"),
     (broken_looks_at_its_neighbours(0.1), {}, "vectorised", r"at step 0 it is 0.05, one by one 0.1, 5.00e-02 apart"),
     (broken_float32(0.1, 77), {}, "vectorised", r"at step \d+ it is .*, one by one .* apart where 1.00e-13 is allowed"),
-    (broken_assigns_by_mask(0.1), {}, "vmapped", r"it raised RuntimeError: .*vmap"),
+    (broken_assigns_by_mask(0.1), {}, "vectorised", r"it raised RuntimeError: .*vmap"),
     (broken_by_tensors(0.1), {}, "batched", r"it is 0.1001\d*, of numbers in place of tensors 0.1, 1.00e-04 apart"),
     (broken_reads_its_peak(0.1), {}, "batched", r"it raised RuntimeError: .*vmap"),
     (
@@ -144,7 +144,7 @@ BROKEN: list[tuple[Any, dict[str, Any], str, str]] = [
 def test_a_broken_law_is_found_and_named(broken, arguments, law, message):
     with pytest.raises(LawViolation) as caught:
         check_schedule(broken, **arguments)
-    assert f"- {'vectorised' if law == 'vmapped' else law}: {broken!r} breaks the law {law!r}: " in str(caught.value)
+    assert f"- {law}: {broken!r} breaks the law {law!r}: " in str(caught.value)
     assert re.search(message, str(caught.value)), str(caught.value)
 
 
@@ -210,11 +210,28 @@ def test_sound_schedules_pass(one, arguments):
         ((0.5, 5, "rising"), TypeError, "monotone's first step must be an int of at least 0, got 0.5"),
         ((5, 5, "rising"), ValueError, "monotone's last step must be an int of at least 6, got 5"),
         ((0, 5, "up"), ValueError, "monotone's direction must be 'rising' or 'falling', got 'up'"),
+        ((0, 5), ValueError, "monotone must hold phases (first, last, 'rising' or 'falling'), got (0, 5)"),
     ],
 )
 def test_bad_phases(phase, error, message):
     with pytest.raises(error) as caught:
         check_schedule(constant(0.1), monotone=[phase])
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"schedule": 0.1}, TypeError, "schedule must be a schedule, got 0.1 of type float"),
+        ({"steps": []}, ValueError, "steps must hold at least one step, got []"),
+        ({"steps": [-1]}, ValueError, "steps must be an int of at least 0, got -1"),
+        ({"steps": [0.5]}, TypeError, "steps must be an int of at least 0, got 0.5"),
+        ({"bounds": (1.0, 0.0)}, ValueError, "bounds must be the least and the largest value, got (1.0, 0.0)"),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    with pytest.raises(error) as caught:
+        check_schedule(**{"schedule": constant(0.1), **arguments})
     assert message in str(caught.value)
 
 

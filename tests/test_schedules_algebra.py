@@ -209,6 +209,11 @@ def test_is_continuous_looks_where_it_is_told() -> None:
         (lambda: is_continuous(cosine(1, 2), at=[0]), ValueError, "at must be an int of at least 1, got 0"),
         (lambda: is_continuous(cosine(1, 2), at=[1.5]), TypeError, "at must be an int of at least 1, got 1.5"),
         (
+            lambda: is_continuous(cosine(1, 2), at=0),
+            TypeError,
+            "at must be a list or tuple of steps, got 0 of type int",
+        ),
+        (
             lambda: is_continuous(cosine(1, 2), steps=1, tolerance=0),
             ValueError,
             "tolerance must be a finite number above 0, got 0",

@@ -66,6 +66,7 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: ps.join(C, at=[]), TypeError, "schedules must be a tuple whose elements are each a schedule"),
     (lambda: ps.maximum(), TypeError, "schedules must hold at least one schedule, got ()"),
     (lambda: ps.maximum(0.1, 0.2), TypeError, "schedules must hold at least one schedule, got (0.1, 0.2)"),
+    (lambda: ps.maximum(schedules=C), TypeError, "schedules must be a tuple, got constant(value=1.0) of type Schedule"),
     (lambda: ps.minimum(C, math.nan), ValueError, "schedules must be a finite number, got nan"),
     (lambda: ps.minimum(C, "a"), TypeError, "schedules must be a schedule or a finite number or a 0-d tensor, got 'a'"),
     (lambda: ps.polynomial(0.1, 0), ValueError, "total_steps must be at least 1, got 0"),
@@ -230,6 +231,25 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "config must name its constructor under 'schedule', got the keys 'peak'",
     ),
     (lambda: from_config({"schedule": "cosin"}), ValueError, "got 'cosin' (did you mean 'cosine'"),
+    (
+        lambda: from_config({"schedule": ["cosine"]}),
+        ValueError,
+        "config['schedule'] must be the name of a schedule, got ['cosine']",
+    ),
+    (
+        lambda: from_config({"schedule": "maximum", "schedules": 5}),
+        TypeError,
+        "schedules must be a tuple, got 5 of type int",
+    ),
+    *(
+        (
+            lambda value=value: from_config({"schedule": "constant", "value": value}),
+            ValueError,
+            "a tensor in a config must be {'tensor': a number, 'dtype': the name of a dtype, such as 'float64'}, "
+            f"got {value!r}",
+        )
+        for value in ({"tensor": 1.0}, {"tensor": 1.0, "dtype": "nn"}, {"tensor": "1", "dtype": "float64"})
+    ),
     (
         lambda: from_config({"schedule": "multiply", "left": 1, "right": 2}),
         TypeError,

@@ -281,6 +281,39 @@ def test_bad_formulas() -> None:
         def named(step: Tensor, name: str) -> Tensor:
             return step
 
+    with pytest.raises(TypeError, match=r"pair must be annotated with .* got tuple\[float, float\]"):
+
+        @schedule
+        def of_two(step: Tensor, pair: tuple[float, float]) -> Tensor:
+            return step
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        lambda: torch.ones(()),
+        lambda *step: step[0],
+        lambda step, **named: step,
+        lambda step, peak, *more: step,
+        lambda step, *more, **named: step,
+        lambda step, peak, /: step,
+    ],
+)
+def test_a_formula_whose_hyperparameters_have_no_names(formula: Any) -> None:
+    formula.__name__ = "nameless"
+    with pytest.raises(TypeError, match=r"a formula must take the step, and then .* got nameless\("):
+        schedule(formula)
+
+
+@schedule
+def of_a_tensor(step: Tensor, tensor: float) -> Tensor:
+    return step * tensor
+
+
+def test_a_hyperparameter_may_be_named_tensor() -> None:
+    one = 2 * of_a_tensor(torch.tensor(0.5))
+    assert from_config(json.loads(json.dumps(one.to_config()))) == one
+
 
 # Drawn, and looked up in blocks
 
@@ -328,6 +361,15 @@ def test_a_step_alone_asks_for_no_other():
 def test_a_formula_that_looks_at_its_neighbours_is_asked_step_by_step():
     schedule = mutant_looks_at_its_neighbours()
     assert [schedule(step).item() for step in (0, 1, 2, 70)] == [0.0, 0.0, 0.0, 0.0]
+
+
+def test_what_is_asked_of_a_schedule_does_not_change_what_is_refused():
+    """A schedule whose steps are asked for one by one begins where it did."""
+    inner = mutant_looks_at_its_neighbours()
+    for step in (0, 1):
+        inner(step)
+        with pytest.raises(ValueError, match="inner must begin above 0"):
+            ps.warmup(inner, 5, initial=0.1, kind="exponential")
 
 
 def test_the_default_device_does_not_matter():

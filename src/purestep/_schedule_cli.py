@@ -36,14 +36,14 @@ def show(schedule: Schedule, steps: int, *, at: Sequence[int] | None, png: Path 
         ValueError: a value that is not finite, or a file that cannot be written.
     """
     console = Console()
+    plot = list(_plot(schedule, steps, width=min(console.width, _WIDEST), ascii_only=console.options.ascii_only))
     asked = sorted({steps * quarter // 4 for quarter in range(5)}) if at is None else at
-    values = schedule(torch.tensor(asked)).detach().tolist()
+    values = _values(schedule, torch.tensor(asked)).tolist()
     table = Table("step", "value", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in table.columns:
         column.justify, column.no_wrap = "right", True
     for step, value in zip(asked, values, strict=True):
         table.add_row(f"{step:,}", f"{value:.10g}")
-    plot = list(_plot(schedule, steps, width=min(console.width, _WIDEST), ascii_only=console.options.ascii_only))
     if csv is not None:
         with _writing("--csv", csv):
             _write_csv(schedule, steps, csv)
@@ -55,16 +55,24 @@ def show(schedule: Schedule, steps: int, *, at: Sequence[int] | None, png: Path 
     print("\n".join(plot))
 
 
+def _values(schedule: Schedule, steps: Tensor) -> Tensor:
+    try:
+        values = schedule(steps).detach()
+    except TypeError as error:  # of a function that was named, and is no formula
+        raise ValueError(str(error)) from error
+    if not bool(values.isfinite().all()):
+        first = int((~values.isfinite()).nonzero()[0])
+        raise ValueError(f"a schedule must have finite values, got {values[first]} at step {steps[first]}")
+    return values
+
+
 def _plot(schedule: Schedule, steps: int, *, width: int, ascii_only: bool) -> Iterator[str]:
     """Yield the lines of a plot. A character has 2 by 4 dots, those of braille; in ASCII it is one."""
     across, down = (1, 1) if ascii_only else (2, 4)
     cells = max(width - _LABEL - 2, 10)
     columns = cells * across
     looked_at = torch.linspace(0, steps, columns * _LOOKED_AT, dtype=torch.float64).round().long()
-    values = schedule(looked_at).detach()
-    if not bool(values.isfinite().all()):
-        first = int((~values.isfinite()).nonzero()[0])
-        raise ValueError(f"a schedule must have finite values, got {values[first]} at step {looked_at[first]}")
+    values = _values(schedule, looked_at)
     low, high = values.min().item(), values.max().item()
     grid = [[0] * cells for _ in range(_ROWS)]
     for x, (bottom, top) in enumerate(_spans(values.reshape(columns, _LOOKED_AT), low, high, _ROWS * down)):
@@ -95,7 +103,7 @@ def _write_csv(schedule: Schedule, steps: int, path: Path) -> None:
         file.write("step,value\n")
         for first in range(0, steps + 1, _BLOCK):
             block = torch.arange(first, min(first + _BLOCK, steps + 1))
-            values = schedule(block).detach().tolist()
+            values = _values(schedule, block).tolist()
             file.writelines(f"{step},{value!r}\n" for step, value in zip(block.tolist(), values, strict=True))
 
 

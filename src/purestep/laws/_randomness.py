@@ -107,11 +107,9 @@ def check_own_streams(step: Step, state: TrainState, batch: Any) -> None:
         raise LawDoesNotApplyError(why)
 
 
-def _check_apart(one: Mask, other: Mask, *, sites: bool = True) -> bool:
+def _check_apart(one: Mask, other: Mask) -> bool:
     """Raise where two masks agree beyond chance; return whether that could be told."""
-    if one.kept.shape != other.kept.shape or one.chance(other) > _CHANCE:
-        return False
-    if sites and same_bits(one.given, other.given):
+    if one.kept.shape != other.kept.shape or one.chance(other) > _CHANCE or same_bits(one.given, other.given):
         return False
     if one.agrees(other):
         count = int((one.seen & other.seen).sum())

@@ -138,9 +138,7 @@ def _look(name: str, law: Callable[[], Any]) -> Finding:
     except LawDoesNotApplyError as reason:
         return Finding(name, _PASSED_OVER, str(reason))
     except LawViolation as violation:
-        return Finding(
-            name, _BROKEN, str(violation), violation.by or "not a matter of degree", violation.on or _AS_GIVEN
-        )
+        return broken(name, violation)
     except Exception as error:
         says = f"it fails with {type(error).__name__}: {error}"
         return Finding(name, _BROKEN, says, "an error", _falsifying(error) or _AS_GIVEN)

@@ -87,7 +87,7 @@ def check_step(
         model: the module that the step was made from, which must stay as it is.
         make: the same step with so many micro-batches:
             ``lambda count: ps.train_step(model, objective, optimizer, accumulate=count)``.
-        accumulate: the numbers of micro-batches to try; those above the number of examples are passed over.
+        accumulate: the numbers of micro-batches to try, above 1; those above the number of examples are passed over.
         draws: ``True``: the step has dropout on, or draws otherwise, and it is a violation that its key changes
             nothing. By default that is found out.
         donates: the step writes over the state that it is given; every call gets a clone.
@@ -181,7 +181,10 @@ def _check_splits(
     if make is None:
         raise LawDoesNotApplyError("make= is not given")
     length = _batches.batch_length(batch)
-    for count in (count for count in accumulate if count <= length):
+    counts = [count for count in accumulate if 1 < count <= length]
+    if not counts:
+        raise LawDoesNotApplyError(f"accumulate= has no number from 2 to the {length} examples of the batch")
+    for count in counts:
         try:
             check_accumulation(lambda k: _forked(make(k)), state, batch, accumulate=(count,), tolerance=tolerance)
         except LawViolation as violation:
@@ -197,10 +200,6 @@ def _forked(step: Step) -> Step:
             return step(state, batch)
 
     return forked
-
-
-def _check_members(step: Step, state: TrainState, batch: Any, tolerance: float) -> None:
-    check_ensemble(step, [state, _other(state)], batch, tolerance=tolerance)
 
 
 def _other(state: TrainState) -> TrainState:

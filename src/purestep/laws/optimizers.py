@@ -63,7 +63,7 @@ def check_optimizer(
     Args:
         optimizer: the optimizer, or a function of the rate that makes it, such as ``ps.adamw`` or
             ``lambda rate: ps.adamw(rate, amsgrad=True)``, which shows more.
-        dtypes: of the parameters, one run of the first two laws for each.
+        dtypes: of the parameters, one run of the first two laws for each; at least one.
         smooth: compare with finite differences too; ``False`` for a rule that is not smooth (a sign, a rounding).
         laws, skip: names of the laws to look at, and of those to leave out.
 
@@ -74,7 +74,7 @@ def check_optimizer(
         LawViolation: with the report: which laws do not hold, on what, and by how much.
         LawDoesNotApplyError: a law in ``laws`` that has nothing to look at.
         TypeError: no optimizer, nor a function that makes one.
-        ValueError: names of no law.
+        ValueError: names of no law, or no dtypes.
     """
     make, by_rate = _maker(optimizer), not isinstance(optimizer, Optimizer)
     return _check(name_of("optimizer", optimizer), make, by_rate, tuple(dtypes), smooth, laws, skip)
@@ -96,8 +96,7 @@ def check_transformation(
     """
     if not isinstance(transformation, GradientTransformation):
         raise TypeError(f"transformation must be a GradientTransformation, got {transformation!r}")
-    # A dataclass of functions: its repr would fill the screen.
-    name = f"the transformation {getattr(transformation.update, '__qualname__', '').partition('.')[0]}"
+    name = name_of("transformation", transformation)
     return _check(name, lambda rate: chain(transformation, sgd(rate)), True, tuple(dtypes), smooth, laws, skip)
 
 
@@ -110,6 +109,9 @@ def _check(
     laws: Sequence[str] | None,
     skip: Sequence[str],
 ) -> LawReport:
+    if not dtypes:
+        raise ValueError("dtypes must be at least one, or nothing is looked at, got none")
+
     def form(params: Tree, grads: Tree) -> None:
         _check_form(make(_RATE), params, grads)
         _check_form(make(_RATE), params, _tree.zeros_like(grads))

@@ -74,8 +74,11 @@ def check_order(
 
     Raises:
         LawViolation: with the report: which law does not hold, in which epoch, at which position.
-        TypeError: no order. ValueError: an empty one, or names of no law.
+        TypeError: no order. ValueError: an empty one, no epochs or no worlds, or names of no law.
     """
+    for name, given in (("epochs", epochs), ("worlds", worlds)):
+        if not len(given):
+            raise ValueError(f"{name} must be at least one, or nothing is looked at, got {given!r}")
     for epoch in epochs:
         _checks.integer("an epoch", epoch, minimum=0)
     for world in worlds:
@@ -223,14 +226,20 @@ def _check_algebra(order: IndexOrder, epochs: Sequence[int]) -> None:
             names = (f"by {word}({half})", "by the order")
             _check_same(_LAW, epoch, positions[here], part(epoch, places), right[here], names)
             _check_same(_LAW, epoch, positions[here], part.weight(epoch, places), weights[here], names)
-        repeated = order.repeat(2)
-        later = epoch % 2 * n
+        repeated, later = order.repeat(2), positions + epoch % 2 * n
         names = ("by repeat(2)", "by the order")
-        _check_same(_LAW, epoch, positions, repeated(epoch // 2, positions + later), right, names)
-        number = int(positions[-1]) // size
-        batch = order.batched(size)(epoch, number)
-        there = torch.arange(number * size, number * size + len(batch))
-        _check_same(_LAW, epoch, there, batch, order(epoch, there), (f"by batched({size})", "by the order"))
+        _check_same(_LAW, epoch, positions, repeated(epoch // 2, later), right, names)
+        _check_same(_LAW, epoch, positions, repeated.weight(epoch // 2, later), weights, names)
+        batches, count = order.batched(size), -(-n // size)
+        if len(batches) != count:
+            raise LawViolation(
+                f"{_LAW}: batched({size}) makes {len(batches)} batches of {n} positions, which are {count}",
+                by=f"{count - len(batches)} batches",
+            )
+        for number in (0, count - 1):
+            there = torch.arange(number * size, min((number + 1) * size, n))
+            names = (f"by batched({size})", "by the order")
+            _check_same(_LAW, epoch, there, batches(epoch, number), order(epoch, there), names)
 
 
 def _check_shards(order: IndexOrder, epochs: Sequence[int], worlds: Sequence[int], shard: Shard | None) -> None:

@@ -180,7 +180,7 @@ def make_model(
 ) -> nn.Module:
     """Return the model of a name in ``ARCHITECTURES``, its values drawn from ``seed`` alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed those of accelerators too
         return ARCHITECTURES[architecture](norm=norm, dropout=dropout).to(dtype)
 
 

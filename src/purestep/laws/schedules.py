@@ -89,8 +89,9 @@ def check_schedule(
     Raises:
         LawViolation: with the report.
         LawDoesNotApplyError: ``laws`` has ``"monotone"`` or ``"compiled"``, and nothing was given to look at.
-        ValueError, TypeError: names of no law; a phase that is none.
+        ValueError, TypeError: no schedule; no steps; bounds or a phase that are none; names of no law.
     """
+    _check_arguments(schedule, steps, bounds)
     _check_phases(monotone)
     chosen = torch.tensor(steps if steps is not None else _telling_steps(schedule))
     values = torch.stack([schedule(int(step)) for step in chosen])
@@ -179,8 +180,7 @@ def _of_tensors(schedule: Schedule, factor: float = 1.0) -> Schedule:
     return pytree.tree_map(lambda leaf: torch.as_tensor(leaf, dtype=torch.float64) * factor, schedule)
 
 
-def _check_pure(schedule: Schedule, steps: Tensor) -> Tensor:
-    """Return the values one by one."""
+def _check_pure(schedule: Schedule, steps: Tensor) -> None:
     values = torch.stack([schedule(int(step)) for step in steps])
     default = torch.get_default_dtype()
     try:
@@ -196,7 +196,6 @@ def _check_pure(schedule: Schedule, steps: Tensor) -> Tensor:
     schedule(given)
     if not torch.equal(given, steps.to(torch.float64)):
         raise _fail("pure", schedule, "it wrote into the steps it was given")
-    return values
 
 
 def _check_total(schedule: Schedule, steps: Tensor, values: Tensor, bounds: tuple[float, float] | None) -> None:
@@ -216,8 +215,8 @@ def _check_execution(schedule: Schedule, steps: Tensor, values: Tensor, toleranc
             if result.shape != shape or result.dtype != torch.float64:
                 raise _fail("vectorised", schedule, f"for steps of shape {shape} it is {result.dtype}, {result.shape}")
         _check_close("vectorised", schedule, steps, vector, values, tolerance)
-    with _under("vmapped", schedule):
-        _check_close("vmapped", schedule, steps, torch.vmap(schedule)(steps), values, tolerance)
+        batch = torch.vmap(schedule)(steps)
+        _check_close("vectorised", schedule, steps, batch, values, tolerance, than="outside vmap")
 
 
 def _check_batched(schedule: Schedule, steps: Tensor, values: Tensor, tolerance: float) -> None:
@@ -235,8 +234,20 @@ def _check_batched(schedule: Schedule, steps: Tensor, values: Tensor, tolerance:
             _check_close("batched", schedule, steps[seen], found[seen], right[seen], allowed, than="alone")
 
 
+def _check_arguments(schedule: Schedule, steps: Sequence[int] | None, bounds: tuple[float, float] | None) -> None:
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule must be a schedule, got {schedule!r} of type {type(schedule).__name__}")
+    if steps is not None and len([integer("steps", step, minimum=0) for step in steps]) == 0:
+        raise ValueError(f"steps must hold at least one step, got {steps!r}")
+    if bounds is not None and not (len(bounds) == 2 and bounds[0] <= bounds[1]):
+        raise ValueError(f"bounds must be the least and the largest value, got {bounds!r}")
+
+
 def _check_phases(phases: Sequence[Phase]) -> None:
-    for first, last, direction in phases:
+    for phase in phases:
+        if not isinstance(phase, tuple | list) or len(phase) != 3:
+            raise ValueError(f"monotone must hold phases (first, last, 'rising' or 'falling'), got {phase!r}")
+        first, last, direction = phase
         integer("monotone's first step", first, minimum=0)
         integer("monotone's last step", last, minimum=first + 1)
         if direction not in ("rising", "falling"):

@@ -50,7 +50,8 @@ def check_split_invariant(
         batch: at least two examples; ragged examples, padding and weights show more than equal ones.
         parts: partitions, each the lengths of its consecutive parts, which add up to the batch's; 0 is an empty part.
             By default a quarter and the rest, and three ragged parts.
-        accumulate: the numbers of micro-batches to try; those above the number of examples are passed over.
+        accumulate: the numbers of micro-batches to try; those above the number of examples are passed over. ``()`` for
+            none.
         optimizer: compares ``train_step`` with this optimizer as well; by default with SGD, whose update is the
             gradient. (Adam divides a gradient by its own size, and so makes noise of one that is truly zero.)
         state: where to take the gradient; by default the model's own values.
@@ -58,19 +59,27 @@ def check_split_invariant(
 
     Raises:
         LawViolation: the entry that differs, both values, and the error relative to its norm.
-        ValueError: a partition whose lengths do not add up to the number of examples.
+        ValueError: a partition whose lengths do not add up to the number of examples; nothing to cut the batch by.
     """
     length = _batches.batch_length(batch)
+    parts = _default_parts(length) if parts is None else parts
+    counts = [count for count in accumulate if count <= length]
+    if not (len(parts) or counts):
+        raise ValueError(
+            f"parts and accumulate must cut the {length} examples of batch in one way at least, got parts={parts!r} "
+            f"and accumulate={accumulate!r}"
+        )
     optimizer = sgd(1.0) if optimizer is None else optimizer
     state = init_state(model, optimizer, seed=0, trainable=trainable) if state is None else state
     gradient = grad_step(model, objective, trainable=trainable)
     whole = gradient(state, batch)
-    for lengths in _default_parts(length) if parts is None else parts:
+    for lengths in parts:
         pieces = partition(batch, lengths)
         merged = functools.reduce(_merged, (gradient(state, piece) for piece in pieces))
         comparison = Comparison(_SPLIT, f"merged from parts of {list(lengths)}", "in the whole batch", tolerance)
         comparison.gradients(merged, whole)
-    counts = [count for count in accumulate if count <= length]
+    if not counts:
+        return
     make_gradient = functools.partial(_make_grad_step, model, objective, trainable)
     check_accumulation(make_gradient, state, batch, accumulate=counts, tolerance=tolerance)
     make_step = functools.partial(_make_train_step, model, objective, optimizer, trainable)
@@ -92,13 +101,17 @@ def check_accumulation(
             ``lambda count: ps.train_step(model, objective, optimizer, accumulate=count)``. It returns
             ``(state, metrics)``, a :class:`purestep.Gradient`, or metrics.
         state, batch: what to call the steps with.
-        accumulate, tolerance: as in :func:`check_split_invariant`.
+        accumulate: the numbers of micro-batches to try, at least one.
+        tolerance: as in :func:`check_split_invariant`.
 
     Buffers are not compared: running statistics of batches depend on the batches.
 
     Raises:
         LawViolation: as :func:`check_split_invariant`.
+        ValueError: ``accumulate`` is empty.
     """
+    if not len(accumulate):
+        raise ValueError(f"accumulate must be at least one number, or nothing is compared, got {accumulate!r}")
     whole = make_step(1)(state.clone(), batch)
     for count in accumulate:
         comparison = Comparison(_SPLIT, f"by accumulate={count}", "by accumulate=1", tolerance)

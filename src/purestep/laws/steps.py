@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from purestep import nonfinite
+from purestep import _checks, nonfinite
 from purestep.laws._compare import Comparison, check_same_bits, named_leaves, named_result
 from purestep.laws._world import Untouched, copies, guarded_world, module_leaves
 from purestep.state import TrainState
@@ -86,7 +86,9 @@ def check_same(
 
     Raises:
         LawViolation: the first entry that differs, both values, and the error relative to its norm.
+        ValueError, TypeError: ``steps`` below 1.
     """
+    _checks.integer("steps", steps, minimum=1)
     comparison = Comparison(_EXECUTION, names[1], names[0], tolerance)
     mine, theirs = state.clone(), state.clone()
     for _ in range(steps):
@@ -117,7 +119,10 @@ def check_execution_invariant(
 
     Raises:
         LawViolation: as :func:`check_same`.
+        ValueError: ``others`` is empty.
     """
+    if not others:
+        raise ValueError(f"others must hold at least one step, or nothing is compared, got {others!r}")
     for name, other in others.items():
         check_same(step, other, state, batch, names=("eagerly", name), tolerance=tolerance, steps=steps)
 

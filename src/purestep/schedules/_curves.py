@@ -32,6 +32,14 @@ def between(start: Number, end: Number, fraction: Tensor) -> Tensor:
     return torch.lerp(like(fraction, start), like(fraction, end), fraction)
 
 
+def after_warmup(step: Tensor, steps: Number, start: Number, end: Number, after: Tensor) -> Tensor:
+    """A straight line from ``start`` to ``end`` in ``steps`` steps, and ``after`` from there on.
+
+    The line is finite everywhere, so it needs no steps held back where ``after`` is chosen.
+    """
+    return torch.where(step < steps, between(start, end, step / or_one(steps)), after)
+
+
 def half_cosine(fraction: Tensor) -> Tensor:
     """``(1 + cos(pi * fraction)) / 2``: from 1 at 0 down to 0 at 1, flat at both ends."""
     return (1 + torch.cos(torch.pi * fraction)) / 2

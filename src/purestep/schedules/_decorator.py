@@ -55,7 +55,8 @@ def schedule(function: Any = None, /, *, check: Callable[..., None] | None = Non
             should let tensors pass, whose values may not be known yet.
 
     Raises:
-        TypeError: a hyperparameter is annotated with something that none can be.
+        TypeError: the formula takes no step, or a hyperparameter that cannot be given by name; one is annotated with
+            something that none can be.
         ValueError: the name is another schedule's already.
     """
     decorate = define(check=check)
@@ -68,7 +69,7 @@ def define(
     """Do what ``schedule`` says; ``style`` is for the algebra, whose schedules are written by symbols and methods."""
 
     def decorate(function: Callable[Concatenate[Tensor, P], Tensor]) -> Callable[P, Schedule]:
-        _, *parameters = inspect.signature(function).parameters.values()
+        parameters = _parameters(function)
         hints = typing.get_type_hints(function)
         parameters = [p.replace(annotation=hints.get(p.name, float)) for p in parameters]
         hyperparameters = tuple(Hyperparameter.read(p, Schedule) for p in parameters)
@@ -95,6 +96,21 @@ def define(
         return constructor
 
     return decorate
+
+
+def _parameters(function: Callable[..., Tensor]) -> list[inspect.Parameter]:
+    """The parameters after the step."""
+    given = inspect.signature(function)
+    step, *rest = given.parameters.values() or (None,)
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    one_step = step is not None and step.kind in (named[0], step.POSITIONAL_ONLY)
+    several = rest[0].kind is inspect.Parameter.VAR_POSITIONAL if rest else False
+    if not one_step or any(p.kind not in named for p in rest[several:]):
+        raise TypeError(
+            "a formula must take the step, and then hyperparameters that can be given by name, of which the first may "
+            f"be *name; got {getattr(function, '__name__', function)}{given}"
+        )
+    return rest
 
 
 def _register(constructor: Callable[..., Schedule]) -> None:

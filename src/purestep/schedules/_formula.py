@@ -46,7 +46,9 @@ class Formula:
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Return the checked values of the hyperparameters, in order."""
         if self.several in kwargs and not args:  # as `replace` and configs give it
-            args = tuple(kwargs[self.several])
+            args = kwargs[self.several]
+            if not isinstance(args, tuple | list):
+                raise TypeError(f"{self.several} must be a tuple, got {args!r} of type {type(args).__name__}")
             kwargs = {name: value for name, value in kwargs.items() if name != self.several}
         unknown = next((key for key in kwargs if key not in self.names), None)
         if unknown is not None:

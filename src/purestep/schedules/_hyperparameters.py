@@ -52,20 +52,20 @@ class Hyperparameter:
         function = False
         options: list[Any] = []
         for member in members:
-            origin = typing.get_origin(member)
-            if origin in (tuple, list, Sequence):
-                single = parameter.replace(annotation=typing.get_args(member)[0], kind=parameter.POSITIONAL_OR_KEYWORD)
+            origin, inner = typing.get_origin(member), typing.get_args(member)
+            if inner and (origin in (list, Sequence) or (origin is tuple and inner[1:] == (...,))):
+                single = parameter.replace(annotation=inner[0], kind=parameter.POSITIONAL_OR_KEYWORD)
                 element = Hyperparameter.read(single, schedule)
             elif member is Callable or origin is Callable:
                 function = True
             elif origin is typing.Literal:
-                options += typing.get_args(member)
+                options += inner
             elif member is bool or member is types.NoneType:
                 options += (True, False) if member is bool else (None,)
             elif member not in (float, int, Tensor, schedule):
                 raise TypeError(
                     f"{parameter.name} must be annotated with float, int, Tensor, Schedule, bool, None, a Literal, "
-                    f"a tuple of these, a Callable, or a union of these; got {member!r}"
+                    f"a tuple[..., ...] of these, a Callable, or a union of these; got {member!r}"
                 )
         return Hyperparameter(
             name=parameter.name,

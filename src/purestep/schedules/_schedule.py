@@ -42,7 +42,7 @@ class Schedule:
     _formula: Formula
     _values: tuple[Any, ...]
     _constant: bool  # no hyperparameter is a tensor
-    _block: tuple[int, list[float]]  # the values from one step on, the last that were asked for one by one
+    _block: tuple[int, list[float]] | None  # the values from one step on, last asked for; None: each step alone
 
     # NumPy's scalars must leave `scalar * schedule` to the schedule, not look for an array in it.
     __array_ufunc__ = None
@@ -74,16 +74,14 @@ class Schedule:
     def _looked_up(self, step: int) -> Tensor:
         """Return the value at one step, computed with those of its neighbours: a training loop asks for them next, and
         a formula takes as long for 64 steps as for one."""
-        first, values = self._block
-        if first != step - step % _BLOCK:
-            first = step - step % _BLOCK
-            computed = self._block_from(first, step)
-            if computed is None:
-                object.__setattr__(self, "_constant", False)
-                return self._formula(as_steps(step), self._values)
-            values = computed
-            object.__setattr__(self, "_block", (first, values))
-        return torch.tensor(values[step % _BLOCK], dtype=torch.float64, device="cpu")
+        block, first = self._block, step - step % _BLOCK
+        if block is not None and block[0] != first:
+            values = self._block_from(first, step)
+            block = None if values is None else (first, values)
+            object.__setattr__(self, "_block", block)
+        if block is None:
+            return self._formula(as_steps(step), self._values)
+        return torch.tensor(block[1][step % _BLOCK], dtype=torch.float64, device="cpu")
 
     def _block_from(self, first: int, step: int) -> list[float] | None:
         """Return the values of the block that begins at ``first``, or ``None`` where the formula is to be asked step by
@@ -229,7 +227,7 @@ def from_config(config: Mapping[str, Any]) -> Schedule:
     if "schedule" not in config:
         raise ValueError(f"config must name its constructor under 'schedule', got the keys {listed(config)}")
     name = config["schedule"]
-    if name not in CONSTRUCTORS:
+    if not isinstance(name, str) or name not in CONSTRUCTORS:
         raise ValueError(
             f"config['schedule'] must be the name of a schedule, got {name!r}{near_misses(str(name), CONSTRUCTORS)}"
         )

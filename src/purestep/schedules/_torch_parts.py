@@ -83,14 +83,14 @@ def _multiplicative(at: At) -> Schedule:
 
 
 def _step(at: At) -> Schedule:
-    every, gamma = at.scheduler.step_size, at.scheduler.gamma
+    every, gamma = whole("StepLR's step_size", at.scheduler.step_size), at.scheduler.gamma
     if 0 < gamma <= 1:
         return multiplied(at, step_decay(at.base, every, rate=gamma))
     return multiplied(at, torch_powers(at.base, gamma, every=every))
 
 
 def _multi_step(at: At) -> Schedule:
-    milestones = sorted(m for m in at.scheduler.milestones if m > 0)
+    milestones = sorted(whole("MultiStepLR's milestones", m) for m in at.scheduler.milestones if m > 0)
     factors = [at.scheduler.gamma ** at.scheduler.milestones[m] for m in milestones]
     values = [at.base * at.scheduler.gamma ** at.scheduler.milestones[0]]
     for factor in factors:
@@ -100,7 +100,7 @@ def _multi_step(at: At) -> Schedule:
 
 
 def _constant(at: At) -> Schedule:
-    factor, length = at.scheduler.factor, at.scheduler.total_iters
+    factor, length = at.scheduler.factor, whole("ConstantLR's total_iters", at.scheduler.total_iters)
     if length < 1:  # which torch never reaches
         return multiplied(at, constant(at.base * factor), settled=True)
     if factor == 0 and at.epoch < length:
@@ -113,7 +113,8 @@ def _constant(at: At) -> Schedule:
 
 
 def _linear(at: At) -> Schedule:
-    start, end, length = at.scheduler.start_factor, at.scheduler.end_factor, at.scheduler.total_iters
+    start, end = at.scheduler.start_factor, at.scheduler.end_factor
+    length = whole("LinearLR's total_iters", at.scheduler.total_iters)
     if length < 1:
         return multiplied(at, constant(at.base * start), settled=True)
     return multiplied(at, linear(at.base * start, at.base * end, length), settled=at.epoch >= length)
@@ -125,7 +126,7 @@ def _exponential(at: At) -> Schedule:
 
 
 def _polynomial(at: At) -> Schedule:
-    length, power = at.scheduler.total_iters, at.scheduler.power
+    length, power = whole("PolynomialLR's total_iters", at.scheduler.total_iters), at.scheduler.power
     if power < 0 and at.epoch < length:
         raise ValueError(f"PolynomialLR with power={power} divides by zero at its step {length} in torch")
     if length < 1 or power <= 0:
@@ -304,7 +305,7 @@ def whole(name: str, value: float) -> int:
     """Return a number of steps as an int, or raise ``ValueError`` where it is none."""
     if value != round(value):
         raise ValueError(
-            f"{name} must be a whole number of steps, got {value!r}, where torch's rates are rounding errors"
+            f"{name} must be a whole number of steps, got {value!r}, with which torch misses its own end by accident"
         )
     return round(value)
 

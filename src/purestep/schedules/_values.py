@@ -73,10 +73,18 @@ def to_plain(value: Any) -> Any:
 def from_plain(value: Any, build: Callable[[Mapping[str, Any]], Any]) -> Any:
     """What ``to_plain`` was given; ``build`` makes a schedule of its config."""
     if isinstance(value, Mapping):
-        return (
-            torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"])) if "tensor" in value else build(value)
-        )
+        return _tensor_of(value) if "tensor" in value and "schedule" not in value else build(value)
     return tuple(from_plain(v, build) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _tensor_of(config: Mapping[str, Any]) -> Tensor:
+    number, dtype = config["tensor"], getattr(torch, str(config.get("dtype")), None)
+    if not isinstance(number, int | float) or not isinstance(dtype, torch.dtype):
+        raise ValueError(
+            "a tensor in a config must be {'tensor': a number, 'dtype': the name of a dtype, such as 'float64'}, "
+            f"got {dict(config)!r}"
+        )
+    return torch.tensor(number, dtype=dtype)
 
 
 def _is_function(value: Any) -> bool:

@@ -37,7 +37,9 @@ def is_continuous(
     if steps is not None:
         here = torch.arange(1, integer("steps", steps, minimum=1) + 1, dtype=torch.float64)
     else:
-        here = torch.tensor([integer("at", step, minimum=1) for step in at or ()], dtype=torch.float64)
+        if not isinstance(at, Sequence):
+            raise TypeError(f"at must be a list or tuple of steps, got {at!r} of type {type(at).__name__}")
+        here = torch.tensor([integer("at", step, minimum=1) for step in at], dtype=torch.float64)
     before = here - 16 * (here - torch.nextafter(here, torch.zeros_like(here)))
     left, right = schedule(before), schedule(here)
     scale = torch.cat([left, right]).abs().amax() if len(here) else torch.zeros(())

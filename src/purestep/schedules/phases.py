@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from purestep.schedules._curves import between, eased, like, or_one, progress, raised
+from purestep.schedules._curves import after_warmup, between, eased, like, or_one, progress, raised
 from purestep.schedules._decorator import schedule
 from purestep.schedules._hyperparameters import Number, Steps, above, at_least, ordered
 from purestep.schedules._schedule import Schedule
@@ -151,7 +151,7 @@ def wsd(
     """
     over = torch.clamp(progress(step - warmup_steps - stable_steps, decay_steps), min=0.0)
     fall = between(peak, floor, raised(over, 0.5) if decay == "one_minus_sqrt" else eased(over, decay))
-    return torch.where(step < warmup_steps, between(initial, peak, step / or_one(warmup_steps)), fall)
+    return after_warmup(step, warmup_steps, initial, peak, fall)
 
 
 @schedule(check=_check_tri_stage)
@@ -188,7 +188,7 @@ def tri_stage(
     over = torch.clamp(progress(step - warmup_steps - hold_steps, decay_steps), min=0.0)
     fall = peak * like(step, final / peak) ** over
     fall = torch.where(over < 1, fall, like(step, final))
-    return torch.where(step < warmup_steps, between(initial, peak, step / or_one(warmup_steps)), fall)
+    return after_warmup(step, warmup_steps, initial, peak, fall)
 
 
 @schedule(check=_check_swa_anneal)

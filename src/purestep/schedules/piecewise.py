@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -109,7 +108,9 @@ def multiplicative(step: Tensor, peak: Number, factors: Sequence[Number]) -> Ten
     if any(isinstance(factor, Tensor) for factor in factors):
         products = torch.cumprod(torch.stack([like(step, f) for f in (1.0, *factors)]), dim=0)
     else:  # a table, and no product, in a compiled graph
-        table = [math.prod(factors[:n]) for n in range(len(factors) + 1)]
+        table: list[Number] = [1.0]
+        for factor in factors:
+            table.append(table[-1] * factor)
         products = torch.tensor(table, dtype=step.dtype, device=step.device)
     place = torch.clamp(step.detach(), max=len(factors)).long()
     # Not `products[place]`, which for a single place asks the device for its value.

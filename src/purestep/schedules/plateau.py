@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -87,8 +87,7 @@ class Plateau:
         _check_number("base", self.base, above=0)
         ordered("floor", self.floor, "base", self.base)
         for name in ("patience", "cooldown"):
-            if not isinstance(getattr(self, name), Tensor):
-                _checks.integer(name, getattr(self, name), minimum=0)
+            _check_number(name, getattr(self, name), check=_checks.integer, minimum=0)
         for name in ("metric", "name"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise TypeError(f"{name} must be a name, got {getattr(self, name)!r}")
@@ -199,9 +198,9 @@ class Plateau:
 plateau = Plateau  # in lower case, as every schedule's constructor
 
 
-def _check_number(name: str, value: Number, **bounds: float) -> None:
+def _check_number(name: str, value: Number, *, check: Callable[..., Any] = _checks.number, **bounds: float) -> None:
     if not isinstance(value, Tensor):
-        _checks.number(name, value, **bounds)
+        check(name, value, **bounds)
     elif value.dim() != 0:
         raise ValueError(f"{name} must be a number or a 0-d tensor, got shape {tuple(value.shape)}; for many, vmap")
 

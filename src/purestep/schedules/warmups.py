@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from purestep.schedules._curves import between, eased, half_cosine, like, or_one, progress, raised
+from purestep.schedules._curves import after_warmup, between, eased, half_cosine, like, or_one, progress, raised
 from purestep.schedules._decorator import schedule
 from purestep.schedules._hyperparameters import Number, Steps, above, at_least, ordered
 from purestep.schedules._schedule import Schedule
@@ -127,11 +127,9 @@ def warmup_cosine(
     which it rises again. In torch, a ``SequentialLR`` of ``LinearLR`` (whose first factor may not be 0) and
     ``CosineAnnealingLR``.
     """
-    # Both lines are finite where the other is chosen, so neither needs its steps held back.
-    rise = between(initial, peak, step / or_one(warmup_steps))
     over = progress(step - warmup_steps, total_steps - warmup_steps)
     fall = between(floor, peak, raised(half_cosine(over), power))
-    return torch.where(step < warmup_steps, rise, fall)
+    return after_warmup(step, warmup_steps, initial, peak, fall)
 
 
 @schedule(check=_check_warmup_linear)
@@ -156,9 +154,8 @@ def warmup_linear(
 
     Equivalents: transformers' ``get_linear_schedule_with_warmup(optimizer, warmup_steps, total_steps)``.
     """
-    rise = between(initial, peak, step / or_one(warmup_steps))
     fall = between(peak, floor, progress(step - warmup_steps, total_steps - warmup_steps))
-    return torch.where(step < warmup_steps, rise, fall)
+    return after_warmup(step, warmup_steps, initial, peak, fall)
 
 
 @schedule(check=_check_warmup_exponential)
@@ -186,10 +183,9 @@ def warmup_exponential(
     Equivalents: ``optax.warmup_exponential_decay_schedule(initial, peak, warmup_steps, every, rate,
     staircase=staircase, end_value=floor)``.
     """
-    rise = between(initial, peak, step / or_one(warmup_steps))
     since = torch.clamp(step - warmup_steps, min=0.0)
     fall = decayed(since, peak, rate, every, staircase, floor)
-    return torch.where(step < warmup_steps, rise, fall)
+    return after_warmup(step, warmup_steps, initial, peak, fall)
 
 
 @schedule(check=_check_warmup_constant)
