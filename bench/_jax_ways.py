@@ -81,6 +81,29 @@ def step(work: Work, setting: Setting, *, members: int = 0) -> Way:
     return advance
 
 
+def update(jax: Any, optax: Any, optimizer: Any, values: dict[str, Any], grads: dict[str, Any]) -> Way:
+    """An update alone by an optimizer of Optax, jitted, of torch's tensors by name; parameters and state donated."""
+    # Copies: an array that shares torch's memory could not be donated.
+    params, given = (
+        {name: jax.numpy.array(leaf.cpu().numpy(), copy=True) for name, leaf in tree.items()}
+        for tree in (values, grads)
+    )
+    state = optimizer.init(params)
+
+    def update(params: Any, state: Any, grads: Any) -> Any:
+        moves, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, moves), state
+
+    run = jax.jit(update, donate_argnums=(0, 1))
+
+    def advance() -> None:
+        nonlocal params, state
+        params, state = run(params, state, given)
+        jax.block_until_ready(params)
+
+    return advance
+
+
 def adamw(optax: Any, rate: Any) -> Any:
     """Optax's AdamW under the same schedule."""
     has = rate.hyperparameters

@@ -77,23 +77,7 @@ def graph_update(values: dict[str, Tensor], grads: dict[str, Tensor]) -> Way:
 
 def jax_update(values: dict[str, Tensor], grads: dict[str, Tensor], setting: Setting) -> Way:
     jax, optax = _jax_ways.setup(setting)
-    optimizer = _jax_ways.adamw(optax, RATE)
-    params = {name: jax.numpy.array(value.cpu().numpy(), copy=True) for name, value in values.items()}
-    given = {name: jax.numpy.array(grad.cpu().numpy(), copy=True) for name, grad in grads.items()}
-    state = optimizer.init(params)
-
-    def update(params: Any, state: Any, grads: Any) -> Any:
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    run = jax.jit(update, donate_argnums=(0, 1))
-
-    def advance() -> None:
-        nonlocal params, state
-        params, state = run(params, state, given)
-        jax.block_until_ready(params)
-
-    return advance
+    return _jax_ways.update(jax, optax, _jax_ways.adamw(optax, RATE), values, grads)
 
 
 def pure_update(values: dict[str, Tensor], grads: dict[str, Tensor], **options: Any) -> Way:

@@ -16,6 +16,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+import _jax_ways
 import purestep as ps
 from _report import Bench, LeftOut, Setting, Way, main, needed
 from purestep import optimizers
@@ -75,7 +76,7 @@ def ways(name: str, layers: int, width: int, setting: Setting) -> dict[str, Call
     }
     made["purestep"] = partial(pure_update, ours(RATE, **options), values, grads)
     made["TorchOpt"] = partial(torchopt_update, torchopt, options, values, grads)
-    made["Optax, compiled"] = partial(optax_update, optax, options, values, grads)
+    made["Optax, compiled"] = partial(optax_update, optax, options, values, grads, setting)
     return made
 
 
@@ -116,26 +117,13 @@ def torchopt_update(
     return advance
 
 
-def optax_update(name: str | None, options: dict[str, Any], values: dict[str, Tensor], grads: dict[str, Tensor]) -> Way:
+def optax_update(
+    name: str | None, options: dict[str, Any], values: dict[str, Tensor], grads: dict[str, Tensor], setting: Setting
+) -> Way:
     if name is None:
         raise LeftOut("Optax has no such optimizer, or none without contrib")
-    jax, optax = needed("jax"), needed("optax")
-    rule = getattr(optax, name)(RATE, **options)
-    params, given = ({key: jax.numpy.asarray(leaf.numpy()) for key, leaf in tree.items()} for tree in (values, grads))
-    state = rule.init(params)
-
-    def update(params: Any, state: Any, grads: Any) -> Any:
-        moves, state = rule.update(grads, state, params)
-        return optax.apply_updates(params, moves), state
-
-    run = jax.jit(update, donate_argnums=(0, 1))
-
-    def advance() -> None:
-        nonlocal params, state
-        params, state = run(params, state, given)
-        jax.block_until_ready(params)
-
-    return advance
+    jax, optax = _jax_ways.setup(setting)
+    return _jax_ways.update(jax, optax, getattr(optax, name)(RATE, **options), values, grads)
 
 
 def _count(name: str, layers: int) -> int:

@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict
 
 import purestep as ps
-from _optimizer_table import TORCH
+from _optimizer_table import BEYOND, TORCH
 from purestep import optimizers
 from purestep.updates import UpdateContext
 
@@ -55,6 +55,25 @@ def test_betas_out_of_range(name):
 def test_eps_out_of_range(name):
     refused(lambda: TORCH[name].make(0.1, eps=-1e-8), ValueError, "eps must be a finite number at least 0, got -1e-08")
     refused(lambda: TORCH[name].make(0.1, eps=None), TypeError, "eps must be a finite number at least 0, got None")
+
+
+FLAGS = {
+    "sgd": ("nesterov", "maximize"),
+    "adam": ("amsgrad", "maximize"),
+    "adamw": ("amsgrad",),
+    "nadam": ("decoupled",),
+    "radam": ("decoupled",),
+    "rmsprop": ("centered",),
+    "muon": ("nesterov", "maximize"),
+    "prodigy": ("bias_correction", "maximize"),
+    "schedule_free_sgd": ("maximize",),
+}
+
+
+@pytest.mark.parametrize(("name", "flag"), [(name, flag) for name, flags in FLAGS.items() for flag in flags])
+def test_a_flag_that_is_none(name, flag):
+    make = {**TORCH, **BEYOND}[name].make
+    refused(lambda: make(0.1, **{flag: "no"}), TypeError, f"{flag} must be True or False, got 'no'")
 
 
 OTHERS = {
@@ -192,6 +211,9 @@ def test_gradients_of_other_parameters(name):
     misshaped = TensorDict({"a": grads["a"], "b": torch.ones(2)})
     says = "grads['b'] must have its parameter's shape (3, 2), got (2,)"
     refused(lambda: rule.update(misshaped, state, params, CONTEXT), ValueError, says)
+    narrow = TensorDict({"a": grads["a"], "b": grads["b"].float()})
+    says = "grads['b'] must have its parameter's dtype torch.float64, got torch.float32"
+    refused(lambda: rule.update(narrow, state, params, CONTEXT), TypeError, says)
 
 
 @pytest.mark.parametrize("name", TORCH)

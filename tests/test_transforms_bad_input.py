@@ -51,6 +51,13 @@ PARAMS = tree()
         ),
         (lambda: transforms.scale_by_trust_ratio(eps=-1), ValueError, "eps must be a finite number at least 0"),
         (lambda: transforms.trace(1.0), ValueError, "decay must be a finite number at least 0 and below 1, got 1.0"),
+        (lambda: transforms.trace(0.9, nesterov=1), TypeError, "nesterov must be True or False, got 1"),
+        (lambda: transforms.ema(0.9, debias="no"), TypeError, "debias must be True or False, got 'no'"),
+        (
+            lambda: transformed(transforms.scale(2.0), [PARAMS.apply(lambda p: p.float())], PARAMS),
+            TypeError,
+            "grads['scalar'] must have its parameter's dtype torch.float64, got torch.float32",
+        ),
         (lambda: transforms.ema(-0.1), ValueError, "decay must be a finite number at least 0 and below 1, got -0.1"),
         (lambda: transforms.scale_by_adam(betas=0.9), TypeError, "betas must be two numbers in [0, 1), got 0.9"),
         (lambda: transforms.scale_by_adam(betas=(0.9, 1.0)), ValueError, "betas[1] must be a finite number at least 0"),

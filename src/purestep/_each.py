@@ -231,6 +231,13 @@ def number(scalar: Tensor) -> Any:
     return updates.plain(scalar.to(torch.float32 if scalar.device.type == "mps" else torch.float64))
 
 
+def larger(first: float | Tensor, second: float | Tensor) -> float | Tensor:
+    """Return the larger of two scalars. Where they tie, each has half of the derivative."""
+    if isinstance(first, Tensor):
+        return torch.maximum(first, updates.as_tensor(second, first))
+    return torch.maximum(updates.as_tensor(first, second), second) if isinstance(second, Tensor) else max(first, second)
+
+
 def _like(scalar: Any, tensor: Tensor) -> Any:
     return scalar.to(tensor.device, tensor.dtype) if isinstance(scalar, Tensor) else scalar
 

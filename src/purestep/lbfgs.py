@@ -52,8 +52,8 @@ def lbfgs_step(
 
     The first trial is the optimizer's rate. All evaluations are of the whole batch and under the same random draws,
     those of ``state.calls``, and each begins with the state's buffers; buffers are those after the first, at θ. The
-    pair that is remembered is of one batch: the gradients at both ends of the step. Where the search finds nothing
-    better than θ, or q is not finite or zero, the parameters stay.
+    pair that is remembered is of one batch: the gradients at both ends of the step. Where q is not finite or leads
+    uphill, -g takes its place; where the search finds nothing better than θ, the parameters stay.
 
     Eagerly a search ends when it is done, having read the loss: usually after one evaluation. A compiled or vmapped
     step cannot read it, and makes all ``max_evaluations``, each a forward and a backward pass written out in the
@@ -89,7 +89,6 @@ def lbfgs_step(
             f"{type(optimizer).__name__}"
         )
     search = _read_search(line_search, max_evaluations, c1, c2, shrink, tolerance_change)
-    options = read_options(accumulate, microbatch, weights, loop, trainable, precision)
     if search is None:
         return train_step(
             model,
@@ -103,7 +102,15 @@ def lbfgs_step(
             precision=precision,
             on_nonfinite=on_nonfinite,
         )
-    gradient, guard = Accumulation(model, objective, options, divide=True), Guard(on_nonfinite, None)
+    options = read_options(accumulate, microbatch, weights, loop, trainable, precision)
+    gradient = Accumulation(model, objective, options, divide=True)
+    return _searching_step(gradient, optimizer, search, max_evaluations, Guard(on_nonfinite, None))
+
+
+def _searching_step(
+    gradient: Accumulation, optimizer: LBFGS, search: LineSearch, max_evaluations: int, guard: Guard
+) -> Step:
+    """Return the step whose length is searched for."""
 
     def lbfgs_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         guard.check(state)
@@ -169,8 +176,9 @@ def _run(
 
 
 def _downhill(along: Tensor, grads: Tensor) -> Tensor:
-    """Return the direction, or where rounding has turned it uphill, the one against the gradient."""
-    return torch.where(along.dot(grads) <= 0, along, -grads)
+    """Return the direction, or the one against the gradient where rounding turned it uphill or it is not finite."""
+    slope = along.dot(grads)
+    return torch.where(torch.isfinite(slope) & (slope <= 0), along, -grads)
 
 
 def _read_search(

@@ -79,8 +79,7 @@ def sam_step(
     """
     updates.check_hyperparameter("rho", rho)
     updates.check_hyperparameter("eta", eta)
-    if not isinstance(adaptive, bool):
-        raise TypeError(f"adaptive must be True or False, got {adaptive!r}")
+    updates.check_flag("adaptive", adaptive)
     options = read_options(accumulate, microbatch, weights, loop, trainable, precision)
     gradient = Accumulation(model, objective, options, divide=True, scaled=loss_scale is not None)
     update = update_step(optimizer, on_nonfinite=on_nonfinite, loss_scale=loss_scale)

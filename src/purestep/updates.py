@@ -186,8 +186,8 @@ def _check_parts(parts: tuple[Any, ...]) -> int:
     for position, part in enumerate(parts):
         if not isinstance(part, (GradientTransformation, Optimizer, Projection)):
             raise TypeError(
-                f"part {position} of chain must be a GradientTransformation or an Optimizer, got {part!r} of type "
-                f"{type(part).__name__}"
+                f"part {position} of chain must be a GradientTransformation, an Optimizer or a Projection, got "
+                f"{part!r} of type {type(part).__name__}"
             )
     last = max((i for i, part in enumerate(parts) if not isinstance(part, Projection)), default=-1)
     for position, part in enumerate(parts):
@@ -221,6 +221,12 @@ def check_hyperparameter(
                 f"{type(value).__name__}"
             )
         _checks.number(name, value, minimum=minimum, maximum=maximum, above=above, below=below)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise ``TypeError`` unless it is a bool: a string would be taken for true."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def is_zero(value: Hyperparameter) -> bool:

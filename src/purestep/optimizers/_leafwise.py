@@ -45,9 +45,28 @@ class Part:
     each: _each.Loop
     mask: list[bool] | None
 
+    @property
+    def decays(self) -> list[bool]:
+        """For each parameter, whether it decays."""
+        return [True] * len(self.p) if self.mask is None else self.mask
+
     def decayed(self, factor: Any) -> list[Tensor]:
         """The parameters, times a factor where the mask holds."""
         return _where(self.mask, self.p, lambda p: self.each.mul(p, factor))
+
+    def with_decay(self, directions: list[Tensor], decay: Any) -> list[Tensor]:
+        """``u + λθ`` where the mask holds, and ``u`` elsewhere."""
+        if updates.is_zero(decay):
+            return directions
+        return _where(self.mask, directions, lambda u, p: self.each.add_scaled(u, p, decay), self.p)
+
+    def mean(self, key: str, beta: Any) -> list[Tensor]:
+        """``m + (1 - β)(g - m)`` of a tree."""
+        return self.each.lerp(self.kept[key], self.g, 1 - beta)
+
+    def mean_square(self, key: str, beta: Any) -> list[Tensor]:
+        """``βv + (1 - β)g²`` of a tree."""
+        return self.each.addcmul_(self.each.mul(self.kept[key], beta), self.g, self.g, 1 - beta)
 
 
 @dataclass
@@ -81,6 +100,7 @@ def leafwise(
     hyperparameters: Mapping[str, Hyperparameter],
     trees: Mapping[str, Callable[[Tensor], Tensor | None]],
     scalars: Mapping[str, float] | None = None,
+    wide_scalars: bool = False,
     counts: bool = True,
     weight_decay: Hyperparameter = 0.0,
     decay_mask: DecayMask = None,
@@ -93,10 +113,11 @@ def leafwise(
         owner: its name, for messages.
         advance: ``(part, h) -> After``, pure; ``h`` holds the hyperparameters by name as they are at this update:
             numbers where they can be read, 0-d tensors elsewhere.
-        hyperparameters: by name; ``rate`` among them.
+        hyperparameters: by name; ``rate`` among them, which is checked here.
         trees: the state's trees: each a function of a parameter that gives its first entry, or ``None`` where it has
             none there.
         scalars: the state's 0-d tensors beside the count, with their first values, in torch's default dtype as there.
+        wide_scalars: have them in float64 (float32 on MPS): a sum over all updates would stand still in float32.
         counts: whether the state has a count.
         weight_decay, decay_mask: what is ``decay`` and where.
         decay: ``"gradient"`` adds λθ to the gradient, ``"parameter"`` multiplies the parameter by ``1 - γλ`` first,
@@ -104,8 +125,10 @@ def leafwise(
         maximize: ascend instead.
 
     Raises:
-        TypeError, ValueError: ``weight_decay`` or ``decay_mask`` is none.
+        TypeError, ValueError: ``rate``, ``weight_decay``, ``decay_mask`` or ``maximize`` is none.
     """
+    updates.check_hyperparameter("rate", hyperparameters["rate"])
+    updates.check_flag("maximize", maximize)
     updates.check_hyperparameter("weight_decay", weight_decay)
     check_mask(decay_mask)
     scalars = scalars or {}
@@ -116,9 +139,10 @@ def leafwise(
     def init(params: Tree) -> TensorDict:
         updates.check_real(params, owner)
         state: dict[str, Any] = {name: _first(tree, params) for name, tree in trees.items()}
-        device = next(iter(params.values())).device
+        like: Any = next(iter(params.values()))
         for name, value in scalars.items():
-            state[name] = torch.full((), value, dtype=torch.get_default_dtype(), device=device)
+            first = updates.as_tensor(value, like)
+            state[name] = first if wide_scalars else first.to(torch.get_default_dtype())
         if counts:
             state[COUNT] = zero_count(params)
         return TensorDict(state, batch_size=[])
@@ -143,10 +167,14 @@ def leafwise(
         return _joined(params, state, [(part, advance(part, h)) for part in parts])
 
     def hyperparams(state: Tree, context: UpdateContext) -> dict[str, Tensor]:
-        rate = hyperparameters["rate"]
-        return {"learning_rate": updates.as_tensor(updates.resolve(rate, context), context.step)}
+        return rate_used(hyperparameters["rate"], context)
 
     return Optimizer(init, update, hyperparams)
+
+
+def rate_used(rate: Hyperparameter, context: UpdateContext) -> dict[str, Tensor]:
+    """Return the metric of the rate."""
+    return {"learning_rate": updates.as_tensor(updates.resolve(rate, context), context.step)}
 
 
 def zeros(parameter: Tensor) -> Tensor:
@@ -163,14 +191,6 @@ def check_mask(decay_mask: Any) -> None:
     """Raise ``TypeError`` unless it is a function or ``None``."""
     if decay_mask is not None and not callable(decay_mask):
         raise TypeError(f"decay_mask must be a function (name, parameter) -> bool or None, got {decay_mask!r}")
-
-
-def check_betas(betas: Any) -> None:
-    """Raise ``TypeError`` or ``ValueError`` unless these are two hyperparameters in [0, 1)."""
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise TypeError(f"betas must be two numbers in [0, 1), got {betas!r}")
-    for position, beta in enumerate(betas):
-        updates.check_hyperparameter(f"betas[{position}]", beta, below=1)
 
 
 def check_state(owner: str, state: Tree, keys: set[str]) -> None:
@@ -210,6 +230,8 @@ def _where(mask: list[bool] | None, lists: list[Tensor], fn: Callable[..., list[
     """Return the list with ``fn`` applied where the mask holds."""
     if mask is None:
         return fn(lists, *rest)
+    if not any(mask):  # torch's kernels take no list without a tensor
+        return lists
     chosen = iter(fn(*([leaf for leaf, holds in zip(one, mask, strict=True) if holds] for one in (lists, *rest))))
     return [next(chosen) if holds else leaf for leaf, holds in zip(lists, mask, strict=True)]
 

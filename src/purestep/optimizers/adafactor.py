@@ -59,10 +59,7 @@ def adafactor(
     Raises:
         TypeError, ValueError, KeyError: as :func:`adamw`.
     """
-    updates.check_hyperparameter("rate", rate)
-    updates.check_hyperparameter("beta2_decay", beta2_decay, minimum=None)
-    if isinstance(beta2_decay, (int, float)):
-        _checks.number("beta2_decay", beta2_decay, maximum=0)
+    updates.check_hyperparameter("beta2_decay", beta2_decay, minimum=None, maximum=0)
     if not isinstance(eps, (tuple, list)) or len(eps) != 2:
         raise TypeError(f"eps must be two numbers, the first of them or None, got {eps!r}")
     if eps[0] is not None:

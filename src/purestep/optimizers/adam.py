@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from purestep import _checks, updates
-from purestep.optimizers._leafwise import After, DecayMask, Part, check_betas, leafwise, zeros
+from purestep.optimizers._leafwise import After, DecayMask, Part, leafwise, zeros
+from purestep.transforms._leaves import check_betas
 from purestep.updates import Hyperparameter, Optimizer
 
 
@@ -97,17 +98,15 @@ def _adam(
     *,
     decoupled: bool,
 ) -> Optimizer:
-    updates.check_hyperparameter("rate", rate)
+    updates.check_flag("amsgrad", amsgrad)
     check_betas(betas)
     _checks.number("eps", eps, minimum=0)
 
     def advance(part: Part, h: Any) -> After:
-        each, kept = part.each, part.kept
-        m = each.lerp(kept["exp_avg"], part.g, 1 - h.beta1)
-        v = each.addcmul_(each.mul(kept["exp_avg_sq"], h.beta2), part.g, part.g, 1 - h.beta2)
+        each, m, v = part.each, part.mean("exp_avg", h.beta1), part.mean_square("exp_avg_sq", h.beta2)
         after = {"exp_avg": m, "exp_avg_sq": v}
         if amsgrad:
-            v = after["max_exp_avg_sq"] = each.maximum(kept["max_exp_avg_sq"], v)
+            v = after["max_exp_avg_sq"] = each.maximum(part.kept["max_exp_avg_sq"], v)
         step_size = h.rate / (1 - h.beta1**part.t)
         denominator = each.add_(each.div_(each.sqrt(v), (1 - h.beta2**part.t) ** 0.5), eps)
         return After(each.addcdiv(part.p, m, denominator, -step_size), after, {})

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from purestep import _checks, _each, updates
-from purestep.optimizers._leafwise import After, DecayMask, Part, check_betas, leafwise, rounded_product, zeros
+from purestep.optimizers._leafwise import After, DecayMask, Part, leafwise, rounded_product, zeros
+from purestep.transforms._leaves import check_betas
 from purestep.updates import Hyperparameter, Optimizer
 
 _MOMENTS = dict.fromkeys(("exp_avg", "exp_avg_sq"), zeros)
@@ -46,13 +47,11 @@ def adamax(
     Raises:
         TypeError, ValueError, KeyError: as :func:`adamw`.
     """
-    updates.check_hyperparameter("rate", rate)
     check_betas(betas)
     _checks.number("eps", eps, minimum=0)
 
     def advance(part: Part, h: Any) -> After:
-        each = part.each
-        m = each.lerp(part.kept["exp_avg"], part.g, 1 - h.beta1)
+        each, m = part.each, part.mean("exp_avg", h.beta1)
         u = each.maximum(each.mul(part.kept["exp_inf"], h.beta2), each.add_(each.abs(part.g), eps))
         step_size = h.rate / (1 - h.beta1**part.t)
         return After(each.addcdiv(part.p, m, u, -step_size), {"exp_avg": m, "exp_inf": u}, {})
@@ -106,7 +105,7 @@ def nadam(
     Raises:
         TypeError, ValueError, KeyError: as :func:`adamw`.
     """
-    updates.check_hyperparameter("rate", rate)
+    updates.check_flag("decoupled", decoupled)
     check_betas(betas)
     _checks.number("eps", eps, minimum=0)
     updates.check_hyperparameter("momentum_decay", momentum_decay)
@@ -116,8 +115,7 @@ def nadam(
         mu, following = (h.beta1 * (1.0 - 0.5 * (0.96 ** (s * h.momentum_decay))) for s in (t, t + 1))
         kept = rounded_product(part.scalars["mu_product"], mu)
         product = _each.number(kept)
-        m = each.lerp(part.kept["exp_avg"], part.g, 1 - h.beta1)
-        v = each.addcmul_(each.mul(part.kept["exp_avg_sq"], h.beta2), part.g, part.g, 1 - h.beta2)
+        m, v = part.mean("exp_avg", h.beta1), part.mean_square("exp_avg_sq", h.beta2)
         denominator = each.add_(each.sqrt_(each.div(v, 1 - h.beta2**t)), eps)
         p = each.addcdiv(part.p, part.g, denominator, -h.rate * (1.0 - mu) / (1.0 - product))
         p = each.addcdiv_(p, m, denominator, (-h.rate * following) / (1.0 - product * following))
@@ -172,14 +170,13 @@ def radam(
     Raises:
         TypeError, ValueError, KeyError: as :func:`adamw`.
     """
-    updates.check_hyperparameter("rate", rate)
+    updates.check_flag("decoupled", decoupled)
     check_betas(betas)
     _checks.number("eps", eps, minimum=0)
 
     def advance(part: Part, h: Any) -> After:
         each, t = part.each, part.t
-        m = each.lerp(part.kept["exp_avg"], part.g, 1 - h.beta1)
-        v = each.addcmul_(each.mul(part.kept["exp_avg_sq"], h.beta2), part.g, part.g, 1 - h.beta2)
+        m, v = part.mean("exp_avg", h.beta1), part.mean_square("exp_avg_sq", h.beta2)
         correction = 1 - h.beta2**t
         longest = 2 / (1 - h.beta2) - 1
         length = longest - 2 * t * (h.beta2**t) / correction

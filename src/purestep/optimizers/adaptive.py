@@ -47,7 +47,6 @@ def adagrad(
     Raises:
         TypeError, ValueError, KeyError: as :func:`adamw`.
     """
-    updates.check_hyperparameter("rate", rate)
     updates.check_hyperparameter("lr_decay", lr_decay)
     _checks.number("initial_accumulator_value", initial_accumulator_value, minimum=0)
     _checks.number("eps", eps, minimum=0)
@@ -102,13 +101,12 @@ def adadelta(
     Raises:
         TypeError, ValueError, KeyError: as :func:`adamw`.
     """
-    updates.check_hyperparameter("rate", rate)
-    check_fraction("rho", rho)
+    updates.check_hyperparameter("rho", rho, maximum=1)
     _checks.number("eps", eps, minimum=0)
 
     def advance(part: Part, h: Any) -> After:
         each = part.each
-        v = each.addcmul_(each.mul(part.kept["square_avg"], h.rho), part.g, part.g, 1 - h.rho)
+        v = part.mean_square("square_avg", h.rho)
         root = each.sqrt_(each.add(v, eps))
         delta = each.sqrt_(each.add(part.kept["acc_delta"], eps))
         delta = each.product_(each.quotient_(delta, root), part.g)
@@ -169,18 +167,18 @@ def rmsprop(
     Raises:
         TypeError, ValueError, KeyError: as :func:`adamw`.
     """
-    updates.check_hyperparameter("rate", rate)
-    check_fraction("alpha", alpha)
+    updates.check_flag("centered", centered)
+    updates.check_hyperparameter("alpha", alpha, maximum=1)
     updates.check_hyperparameter("momentum", momentum)
     _checks.number("eps", eps, minimum=0)
     keeps_velocity = not updates.is_zero(momentum)
 
     def advance(part: Part, h: Any) -> After:
         each, g = part.each, part.g
-        v = each.addcmul_(each.mul(part.kept["square_avg"], h.alpha), g, g, 1 - h.alpha)
+        v = part.mean_square("square_avg", h.alpha)
         after = {"square_avg": v}
         if centered:
-            mean = after["grad_avg"] = each.lerp(part.kept["grad_avg"], g, 1 - h.alpha)
+            mean = after["grad_avg"] = part.mean("grad_avg", h.alpha)
             root = each.sqrt_(each.addcmul(v, mean, mean, -1.0))
         else:
             root = each.sqrt(v)
@@ -200,10 +198,3 @@ def rmsprop(
         decay_mask=decay_mask,
         maximize=maximize,
     )
-
-
-def check_fraction(name: str, value: Any) -> None:
-    """Check a hyperparameter whose number must be in [0, 1]."""
-    updates.check_hyperparameter(name, value)
-    if isinstance(value, (int, float)):
-        _checks.number(name, value, minimum=0, maximum=1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from purestep import _checks, updates
 from purestep.optimizers._leafwise import After, DecayMask, Part, leafwise, zeros
+from purestep.transforms._leaves import check_betas
 from purestep.updates import Hyperparameter, Optimizer
 
 
@@ -54,24 +55,23 @@ def ademamix(
     Raises:
         TypeError, ValueError, KeyError: as :func:`adamw`.
     """
-    updates.check_hyperparameter("rate", rate)
     updates.check_hyperparameter("alpha", alpha)
-    _check_betas(betas)
+    check_betas(betas, count=3)
+    updates.check_hyperparameter("betas[2]", betas[2], minimum=None, above=0, below=1)
     if warmup_steps is not None:
         _checks.integer("warmup_steps", warmup_steps, minimum=1)
     _checks.number("eps", eps, minimum=0)
 
     def advance(part: Part, h: Any) -> After:
-        each, kept, t = part.each, part.kept, part.t
+        each, t = part.each, part.t
         share, beta3 = h.alpha, h.beta3
         if warmup_steps is not None:
             s = t / warmup_steps
             s = torch.clamp(s, max=1.0) if isinstance(s, Tensor) else min(s, 1.0)
             share = s * h.alpha
             beta3 = _exp(1 / ((1 - s) * _inverse_log(h.beta1) + s * _inverse_log(h.beta3)))
-        fast = each.lerp(kept["exp_avg_fast"], part.g, 1 - h.beta1)
-        slow = each.lerp(kept["exp_avg_slow"], part.g, 1 - beta3)
-        v = each.addcmul_(each.mul(kept["exp_avg_sq"], h.beta2), part.g, part.g, 1 - h.beta2)
+        fast, slow = part.mean("exp_avg_fast", h.beta1), part.mean("exp_avg_slow", beta3)
+        v = part.mean_square("exp_avg_sq", h.beta2)
         direction = each.add_scaled_(each.div(fast, 1 - h.beta1**t), slow, share)
         denominator = each.add_(each.sqrt_(each.div(v, 1 - h.beta2**t)), eps)
         p = each.addcdiv(part.p, direction, denominator, -h.rate)
@@ -87,14 +87,6 @@ def ademamix(
         decay="parameter",
         maximize=maximize,
     )
-
-
-def _check_betas(betas: Any) -> None:
-    if not isinstance(betas, (tuple, list)) or len(betas) != 3:
-        raise TypeError(f"betas must be three numbers in [0, 1), got {betas!r}")
-    for position, beta in enumerate(betas):
-        bounds: dict[str, Any] = {"minimum": None, "above": 0} if position == 2 else {}
-        updates.check_hyperparameter(f"betas[{position}]", beta, below=1, **bounds)
 
 
 def _inverse_log(beta: float | Tensor) -> float | Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from purestep import _checks, updates
-from purestep.optimizers._leafwise import After, DecayMask, Part, check_betas, leafwise, zeros
+from purestep.optimizers._leafwise import After, DecayMask, Part, leafwise, zeros
+from purestep.transforms._leaves import check_betas
 from purestep.updates import Hyperparameter, Optimizer
 
 
@@ -51,7 +52,6 @@ def adopt(
     Raises:
         TypeError, ValueError, KeyError: as :func:`adamw`.
     """
-    updates.check_hyperparameter("rate", rate)
     check_betas(betas)
     _checks.number("eps", eps, above=0)
     if clip_exponent is not None:
@@ -66,7 +66,7 @@ def adopt(
         if clip_exponent is not None:
             u = _clipped(u, (part.t - 1) ** h.clip_exponent)
         m = each.lerp(kept["exp_avg"], u, 1 - h.beta1)
-        v = each.addcmul_(each.mul(kept["exp_avg_sq"], h.beta2), g, g, 1 - h.beta2)
+        v = part.mean_square("exp_avg_sq", h.beta2)
         p = each.add_scaled(part.p, m, -h.rate)
         if isinstance(first, Tensor):  # it could not be read
             p, m = _where(first, part.p, p), _where(first, kept["exp_avg"], m)

@@ -44,8 +44,7 @@ def ema(optimizer: Optimizer, decay: Hyperparameter, *, debias: bool = True) -> 
     """
     check_optimizer(optimizer)
     updates.check_hyperparameter("decay", decay, below=1)
-    if not isinstance(debias, bool):
-        raise TypeError(f"debias must be True or False, got {debias!r}")
+    updates.check_flag("debias", debias)
 
     def weigh(state: Tree, context: UpdateContext) -> tuple[Tensor, dict[str, Tensor]]:
         before = state["weight"]
@@ -56,7 +55,7 @@ def ema(optimizer: Optimizer, decay: Hyperparameter, *, debias: bool = True) -> 
         first = before == 0
         return torch.where(first, 1.0, share), {"weight": torch.ones_like(before)}
 
-    return _averaged(optimizer, lambda params: {"weight": zero_weight(params)}, weigh)
+    return _averaged(optimizer, lambda params: {"weight": zero_weight(params)}, weigh, total="weight")
 
 
 def swa(optimizer: Optimizer, *, start: int = 1, every: int = 1) -> Optimizer:
@@ -95,19 +94,25 @@ def swa(optimizer: Optimizer, *, start: int = 1, every: int = 1) -> Optimizer:
         share = torch.where(taken, one / averaged.clamp(min=1), torch.zeros_like(one))
         return share, {"count": count, "averaged": averaged}
 
-    return _averaged(optimizer, lambda params: {n: zero_count(params) for n in ("count", "averaged")}, weigh)
+    def counters(params: Tree) -> dict[str, Tensor]:
+        return {"count": zero_count(params), "averaged": zero_count(params)}
+
+    return _averaged(optimizer, counters, weigh, total="averaged")
 
 
 def _averaged(
     optimizer: Optimizer,
     counters: Callable[[Tree], dict[str, Tensor]],
     weigh: Callable[[Tree, UpdateContext], tuple[Tensor, dict[str, Tensor]]],
+    *,
+    total: str,
 ) -> Optimizer:
     """Return the optimizer with an average around it.
 
     Args:
-        counters: the first values of what ``weigh`` counts in; the last of them is zero until something is averaged.
+        counters: the first values of what ``weigh`` counts in.
         weigh: ``(state, context) -> (share, counters)``: the average goes that share of the way to the parameters.
+        total: the counter that is zero until something is averaged.
     """
 
     def init(params: Tree) -> TensorDict:
@@ -131,7 +136,7 @@ def _averaged(
         return optimizer.hyperparams(state["inner"], context)
 
     def eval_params(params: Tree, state: Tree) -> Tree:
-        begun = state[list(counters(params))[-1]] > 0
+        begun = state[total] > 0
         own = optimizer.eval_params(params, state["inner"])
         average = {
             name: torch.where(begun, leaf.to(own[name].dtype), own[name]) for name, leaf in state["average"].items()

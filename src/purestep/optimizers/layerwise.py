@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from purestep import _checks, updates
-from purestep.optimizers._beyond import add_decay, decaying
-from purestep.optimizers._leafwise import After, DecayMask, Part, check_betas, leafwise, zeros
+from purestep.optimizers._leafwise import After, DecayMask, Part, leafwise, zeros
+from purestep.transforms._leaves import check_betas
+from purestep.transforms.clipping import norm_over
+from purestep.transforms.scaling import trust_ratio
 from purestep.updates import Hyperparameter, Optimizer
 
 
@@ -51,21 +50,19 @@ def lamb(
     Raises:
         TypeError, ValueError, KeyError: as :func:`adamw`.
     """
-    updates.check_hyperparameter("rate", rate)
     check_betas(betas)
     _checks.number("eps", eps, minimum=0)
     _check_trust_mask(trust_mask)
 
     def advance(part: Part, h: Any) -> After:
         each, t = part.each, part.t
-        m = each.lerp(part.kept["exp_avg"], part.g, 1 - h.beta1)
-        v = each.addcmul_(each.mul(part.kept["exp_avg_sq"], h.beta2), part.g, part.g, 1 - h.beta2)
+        m, v = part.mean("exp_avg", h.beta1), part.mean_square("exp_avg_sq", h.beta2)
         denominator = each.add_(each.sqrt_(each.div(v, 1 - h.beta2**t)), eps)
         u = each.quotient_(each.div(m, 1 - h.beta1**t), denominator)
-        u = add_decay(u, part, h.weight_decay)
+        u = part.with_decay(u, h.weight_decay)
         p = []
         for leaf, step, trusts in zip(part.p, u, _trusting(trust_mask, part), strict=True):
-            scale = h.rate * _ratio(_norm(leaf), _norm(step)) if trusts else h.rate
+            scale = h.rate * trust_ratio(norm_over(leaf), norm_over(step)) if trusts else h.rate
             p.append(updates.add_scaled(leaf, step, -scale))
         return After(p, {"exp_avg": m, "exp_avg_sq": v}, {})
 
@@ -122,15 +119,16 @@ def lars(
     _check_trust_mask(trust_mask)
 
     def advance(part: Part, h: Any) -> After:
-        decays, trusts = decaying(part), _trusting(trust_mask, part)
-        g = add_decay(part.g, part, h.weight_decay)
+        decays, trusts = part.decays, _trusting(trust_mask, part)
+        g = part.with_decay(part.g, h.weight_decay)
         b = part.each.mul(part.kept["momentum_buffer"], h.momentum)
         for i, p in enumerate(part.p):
             scale = h.rate
             if trusts[i]:
-                size = _norm(p)
-                length = _norm(part.g[i]) + h.weight_decay * size if decays[i] else _norm(part.g[i])
-                scale = h.rate * _ratio(size, length, h.trust_coefficient)
+                size, length = norm_over(p), norm_over(part.g[i])
+                if decays[i]:
+                    length = length + h.weight_decay * size
+                scale = h.rate * trust_ratio(size, length, h.trust_coefficient)
             b[i] = updates.add_scaled(b[i], g[i], scale)
         return After(part.each.add_scaled(part.p, b, -1.0), {"momentum_buffer": b}, {})
 
@@ -145,17 +143,6 @@ def lars(
         decay="own",
         maximize=maximize,
     )
-
-
-def _norm(leaf: Tensor) -> Tensor:
-    return updates.safe_sqrt(updates.wide(leaf).square().sum())
-
-
-def _ratio(size: Tensor, length: Tensor, factor: float | Tensor = 1.0) -> Tensor:
-    """Return ``factor · size / length``, and 1 where either is zero."""
-    both = (size > 0) & (length > 0)
-    # The inner `where` keeps the derivative of what is not chosen finite.
-    return torch.where(both, factor * size / torch.where(both, length, torch.ones_like(length)), 1.0)
 
 
 def _trusting(mask: DecayMask, part: Part) -> list[bool]:

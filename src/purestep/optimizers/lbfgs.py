@@ -11,8 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from purestep import _checks, _tree, updates
-from purestep.optimizers._beyond import rate_used
-from purestep.optimizers._leafwise import check_state
+from purestep.optimizers._leafwise import check_state, rate_used
 from purestep.transforms._leaves import paired, zero_count
 from purestep.updates import Hyperparameter, Optimizer, Tree, UpdateContext
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from purestep import updates
-from purestep.optimizers._leafwise import After, DecayMask, Part, check_betas, leafwise, zeros
+from purestep.optimizers._leafwise import After, DecayMask, Part, leafwise, zeros
+from purestep.transforms._leaves import check_betas
 from purestep.updates import Hyperparameter, Optimizer
 
 
@@ -42,14 +42,12 @@ def lion(
     Raises:
         TypeError, ValueError, KeyError: as :func:`adamw`.
     """
-    updates.check_hyperparameter("rate", rate)
     check_betas(betas)
 
     def advance(part: Part, h: Any) -> After:
-        each, m = part.each, part.kept["exp_avg"]
-        signs = [leaf.sign() for leaf in each.lerp(m, part.g, 1 - h.beta1)]
-        p = each.add_scaled(part.p, signs, -h.rate)
-        return After(p, {"exp_avg": each.lerp(m, part.g, 1 - h.beta2)}, {})
+        signs = [leaf.sign() for leaf in part.mean("exp_avg", h.beta1)]
+        p = part.each.add_scaled(part.p, signs, -h.rate)
+        return After(p, {"exp_avg": part.mean("exp_avg", h.beta2)}, {})
 
     return leafwise(
         "lion",

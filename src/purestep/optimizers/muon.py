@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -76,10 +77,8 @@ def muon(
         TypeError, ValueError, KeyError: as :func:`adamw`; by ``init``, ValueError where a parameter that is no matrix
             would be Muon's, or where ``others`` would have none.
     """
-    updates.check_hyperparameter("rate", rate)
-    updates.check_hyperparameter("momentum", momentum)
-    if isinstance(momentum, (int, float)):
-        _checks.number("momentum", momentum, minimum=0, maximum=1)
+    updates.check_hyperparameter("momentum", momentum, maximum=1)
+    updates.check_flag("nesterov", nesterov)
     _check_iteration(ns_coefficients, ns_steps, ns_dtype, eps)
     if adjust not in ("original", "match_rms_adamw"):
         raise ValueError(f"adjust must be one of 'original', 'match_rms_adamw', got {adjust!r}")
@@ -92,7 +91,7 @@ def muon(
 
     def advance(part: Part, h: Any) -> After:
         each = part.each
-        buffers = each.lerp(part.kept["momentum_buffer"], part.g, 1 - h.momentum)
+        buffers = part.mean("momentum_buffer", h.momentum)
         directions = each.lerp(part.g, buffers, h.momentum) if nesterov else buffers
         params = []
         for p, direction in zip(part.p, directions, strict=True):
@@ -172,4 +171,4 @@ def _for_matrices(rule: Optimizer) -> Optimizer:
                 )
         return rule.init(params)
 
-    return Optimizer(init, rule.update, rule.hyperparams)
+    return dataclasses.replace(rule, init=init)

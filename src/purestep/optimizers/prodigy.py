@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from purestep import _checks, _each, updates
-from purestep.optimizers._beyond import larger, rate_used, wide_scalars
-from purestep.optimizers._leafwise import After, DecayMask, Part, check_betas, leafwise, zeros
+from purestep.optimizers._leafwise import After, DecayMask, Part, leafwise, rate_used, zeros
+from purestep.transforms._leaves import check_betas
 from purestep.updates import Hyperparameter, Optimizer, Tree, UpdateContext
 
 
@@ -61,7 +62,7 @@ def prodigy(
     Raises:
         TypeError, ValueError, KeyError: as :func:`adamw`.
     """
-    updates.check_hyperparameter("rate", rate)
+    updates.check_flag("bias_correction", bias_correction)
     check_betas(betas)
     _checks.number("eps", eps, above=0)
     _checks.number("initial_distance", initial_distance, above=0)
@@ -85,12 +86,11 @@ def prodigy(
         p = each.addcdiv(p, m, denominator, -step)
         estimate = h.distance_factor * _over_sum(product, s)
         after = {"first_params": kept["first_params"], "exp_avg": m, "exp_avg_sq": v, "grad_sum": s}
-        return After(p, after, {"distance": larger(distance, estimate), "inner_product": product})
+        return After(p, after, {"distance": _each.larger(distance, estimate), "inner_product": product})
 
     def hyperparams(state: Tree, context: UpdateContext) -> dict[str, Tensor]:
         return {**rate_used(rate, context), "distance": state["distance"]}
 
-    first = {"distance": initial_distance, "inner_product": 0.0}
     optimizer = leafwise(
         "prodigy",
         advance,
@@ -101,13 +101,14 @@ def prodigy(
             "distance_factor": distance_factor,
         },
         trees={"first_params": torch.clone, **dict.fromkeys(("exp_avg", "exp_avg_sq", "grad_sum"), zeros)},
-        scalars=first,
+        scalars={"distance": initial_distance, "inner_product": 0.0},
+        wide_scalars=True,
         weight_decay=weight_decay,
         decay_mask=decay_mask,
         decay="own",
         maximize=maximize,
     )
-    return wide_scalars(optimizer, first, hyperparams=hyperparams)
+    return dataclasses.replace(optimizer, hyperparams=hyperparams)
 
 
 def _inner(grads: list[Tensor], starts: list[Tensor], params: list[Tensor], *, like: Any) -> float | Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purestep import _checks, updates
+from purestep import _checks
 from purestep.optimizers._leafwise import After, Part, leafwise, zeros
 from purestep.updates import Hyperparameter, Optimizer
 
@@ -48,7 +48,6 @@ def rprop(
     Raises:
         TypeError, ValueError, KeyError: as :func:`adamw`.
     """
-    updates.check_hyperparameter("rate", rate)
     shrink, grow = _pair("etas", etas)
     _checks.number("etas[0]", shrink, above=0, below=1)
     _checks.number("etas[1]", grow, above=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,8 @@ import torch
 from torch import Tensor
 
 from purestep import _checks, _each, _tree, updates
-from purestep.optimizers._beyond import add_decay, larger, wide_scalars
 from purestep.optimizers._leafwise import After, DecayMask, Part, leafwise, zeros
 from purestep.updates import Hyperparameter, Optimizer, Tree
-
-_FIRST = {"momentum": 1.0, "largest_rate": 0.0, "weight_sum": 0.0}
 
 
 def schedule_free_sgd(
@@ -106,7 +104,7 @@ def schedule_free_adamw(
 
     def direction(part: Part, h: Any) -> tuple[list[Tensor], Any, dict[str, list[Tensor]]]:
         each = part.each
-        v = each.addcmul_(each.mul(part.kept["exp_avg_sq"], h.beta2), part.g, part.g, 1 - h.beta2)
+        v = part.mean_square("exp_avg_sq", h.beta2)
         normalised = each.quotient(part.g, each.add_(each.sqrt(v), eps))
         return normalised, h.rate * (1 - h.beta2**part.t) ** 0.5, {"exp_avg_sq": v}
 
@@ -139,18 +137,18 @@ def _schedule_free(
     momentum_name: str = "momentum",
 ) -> Optimizer:
     """Return the optimizer whose z moves along ``direction``, which gives it, the rate, and new trees of the state."""
-    updates.check_hyperparameter("rate", rate)
-    check_momentum(momentum_name, momentum)
+    # With 0, x could not be found from y and z.
+    updates.check_hyperparameter(momentum_name, momentum, minimum=None, above=0, maximum=1)
     for name in ("weight_power", "weight_rate_power"):
         updates.check_hyperparameter(name, others[name])
 
     def advance(part: Part, h: Any) -> After:
         each, y, z = part.each, part.p, part.kept["z"]
         u, step_rate, after = direction(part, h)
-        u = add_decay(u, part, h.weight_decay)
+        u = part.with_decay(u, h.weight_decay)
         x = _average(each, y, z, _each.number(part.scalars["momentum"]))
         z = each.add_scaled(z, u, -step_rate)
-        largest = larger(_each.number(part.scalars["largest_rate"]), step_rate)
+        largest = _each.larger(_each.number(part.scalars["largest_rate"]), step_rate)
         weight = part.t**h.weight_power * largest**h.weight_rate_power
         total = _each.number(part.scalars["weight_sum"]) + weight
         x = each.lerp(x, z, _share(weight, total))
@@ -168,18 +166,12 @@ def _schedule_free(
         advance,
         hyperparameters={"rate": rate, "momentum": momentum, **others},
         trees={"z": torch.clone, **trees},
-        scalars=_FIRST,
+        scalars={"momentum": 1.0, "largest_rate": 0.0, "weight_sum": 0.0},
+        wide_scalars=True,
         decay="own",
         **decay,
     )
-    return wide_scalars(optimizer, _FIRST, eval_params=eval_params)
-
-
-def check_momentum(name: str, momentum: Hyperparameter) -> None:
-    """Raise unless it is above 0 and at most 1: with 0, x could not be found from y and z."""
-    updates.check_hyperparameter(name, momentum, minimum=None)
-    if isinstance(momentum, (int, float)):
-        _checks.number(name, momentum, above=0, maximum=1)
+    return dataclasses.replace(optimizer, eval_params=eval_params)
 
 
 def _average(each: _each.Loop, y: list[Tensor], z: list[Tensor], momentum: float | Tensor) -> list[Tensor]:

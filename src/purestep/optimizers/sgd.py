@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -47,9 +48,9 @@ def sgd(
     Raises:
         TypeError, ValueError, KeyError: as :func:`adamw`.
     """
-    updates.check_hyperparameter("rate", rate)
-    for name, value in (("momentum", momentum), ("dampening", dampening), ("weight_decay", weight_decay)):
+    for name, value in (("momentum", momentum), ("dampening", dampening)):
         updates.check_hyperparameter(name, value)
+    updates.check_flag("nesterov", nesterov)
     keeps_velocity, damped = (not updates.is_zero(value) for value in (momentum, dampening))
     if nesterov and (not keeps_velocity or damped):
         raise ValueError(
@@ -120,7 +121,7 @@ def asgd(
     Raises:
         TypeError, ValueError, KeyError: as :func:`adamw`.
     """
-    for name, value in (("rate", rate), ("lambd", lambd), ("alpha", alpha)):
+    for name, value in (("lambd", lambd), ("alpha", alpha)):
         updates.check_hyperparameter(name, value)
     _checks.number("t0", t0, minimum=0)
 
@@ -162,6 +163,7 @@ def asgd(
             count = counts if isinstance(counts, Tensor) else counts[name]
             return torch.where(count == 0, params[name], ax)  # before the first update there is nothing to average
 
-        return _tree.named(list(state["ax"].keys()), [average(*item) for item in state["ax"].items()], state["ax"])
+        averages = [average(*item) for item in state["ax"].items()]
+        return _tree.overlay(params, _tree.named(list(state["ax"].keys()), averages, params))
 
-    return Optimizer(rule.init, rule.update, rule.hyperparams, eval_params)
+    return dataclasses.replace(rule, eval_params=eval_params)

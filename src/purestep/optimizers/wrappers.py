@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from purestep import _checks, _each, _tree, updates
@@ -168,13 +168,8 @@ def inject_hyperparams(factory: Callable[..., Any], /, **hyperparams: Any) -> An
         raise TypeError(f"factory must return an Optimizer or a GradientTransformation, got {made!r}")
 
     def build(kept: Tree) -> Any:
-        for name in kept.keys():  # noqa: SIM118 (a TensorDict iterates over its rows)
-            if name not in hyperparams:
-                near = _checks.near_misses(name, hyperparams)
-                raise ValueError(
-                    f"the state's hyperparams must be among {_checks.listed(hyperparams)}, got {name!r}{near}"
-                )
-        return factory(**{name: _overridden(value, kept.get(name, None)) for name, value in hyperparams.items()})
+        _check_known("hyperparams", kept, hyperparams)
+        return factory(**{name: _overridden(name, value, kept.get(name, None)) for name, value in hyperparams.items()})
 
     def init(params: Tree) -> TensorDict:
         kept = _tensors(hyperparams, zero_count(params))
@@ -224,11 +219,27 @@ def _tensors(hyperparams: Mapping[str, Any], like: Tensor) -> TensorDict:
     return TensorDict(kept, batch_size=[])
 
 
-def _overridden(value: Any, kept: Any) -> Any:
+def _overridden(name: str, value: Any, kept: Any) -> Any:
     """Return a hyperparameter with what the state keeps of it in its place."""
-    if isinstance(value, (tuple, list)):
-        return tuple(one if kept is None else kept.get(str(i), one) for i, one in enumerate(value))
-    return value if kept is None else kept
+    if kept is None:
+        return value
+    if not isinstance(value, (tuple, list)):
+        return kept
+    places = [str(i) for i in range(len(value))]
+    if not isinstance(kept, TensorDictBase):
+        raise TypeError(
+            f"the state's hyperparams[{name!r}] must be a TensorDict of {_checks.listed(places)}, got "
+            f"{type(kept).__name__}"
+        )
+    _check_known(f"hyperparams[{name!r}]", kept, places)
+    return tuple(kept.get(place, one) for place, one in zip(places, value, strict=True))
+
+
+def _check_known(argument: str, kept: Tree, known: Collection[str]) -> None:
+    for name in kept.keys():  # noqa: SIM118 (a TensorDict iterates over its rows)
+        if name not in known:
+            near = _checks.near_misses(name, known)
+            raise ValueError(f"the state's {argument} must be among {_checks.listed(known)}, got {name!r}{near}")
 
 
 def _finite(leaves: list[Tensor]) -> Tensor:

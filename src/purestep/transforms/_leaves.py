@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -21,6 +22,7 @@ def paired(grads: Tree, params: Tree) -> tuple[list[str], list[Tensor], list[Ten
     Raises:
         KeyError: a gradient too few or too many; a step says in its words to whom it belongs.
         ValueError: one of another shape than its parameter.
+        TypeError: one of another dtype, which would change the parameter's.
     """
     names = list(params.keys())
     g, p = _tree.leaves(grads, names), _tree.leaves(params, names)
@@ -29,7 +31,17 @@ def paired(grads: Tree, params: Tree) -> tuple[list[str], list[Tensor], list[Ten
             raise ValueError(
                 f"grads[{name!r}] must have its parameter's shape {tuple(parameter.shape)}, got {tuple(grad.shape)}"
             )
+        if grad.dtype != parameter.dtype:
+            raise TypeError(f"grads[{name!r}] must have its parameter's dtype {parameter.dtype}, got {grad.dtype}")
     return names, g, p
+
+
+def check_betas(betas: Any, *, count: int = 2) -> None:
+    """Raise ``TypeError`` or ``ValueError`` unless these are so many hyperparameters in [0, 1)."""
+    if not isinstance(betas, (tuple, list)) or len(betas) != count:
+        raise TypeError(f"betas must be {'two' if count == 2 else 'three'} numbers in [0, 1), got {betas!r}")
+    for position, beta in enumerate(betas):
+        updates.check_hyperparameter(f"betas[{position}]", beta, below=1)
 
 
 def without_state(owner: str, fn: Leafwise) -> GradientTransformation:

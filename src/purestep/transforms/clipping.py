@@ -153,6 +153,14 @@ def norm_over(leaf: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
     return updates.safe_sqrt(squares.sum() if dims is None else squares.sum(dims, keepdim=True))
 
 
+def norms(leaves: list[Tensor], *, per_leaf: bool) -> list[Tensor]:
+    """Return the norm of each leaf, or for each the one over all of them."""
+    if per_leaf:
+        return [norm_over(leaf) for leaf in leaves]
+    squares = torch.stack([updates.wide(leaf).square().sum() for leaf in leaves])
+    return [updates.safe_sqrt(squares.sum())] * len(leaves)
+
+
 def shrinking(norm: Tensor, bound: float | Tensor) -> Tensor:
     """Return ``min(1, bound / norm)``, with the derivative of 1 where the norm is zero or the bound itself."""
     above = norm > bound

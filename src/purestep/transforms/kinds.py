@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from purestep import _checks, functional
 
-KINDS = ("weights", "biases", "norms", "embeddings")
+_KINDS = ("norms", "embeddings", "biases", "weights")  # in their precedence
 Axes = Callable[[str, Tensor], tuple[int, ...]]
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -57,7 +57,7 @@ def by_kind(model: nn.Module) -> ByName:
     kinds: dict[int, str] = {}
     for path, parameter in model.named_parameters(remove_duplicate=False):
         found = _kind(*_owner(model, path))
-        kinds[id(parameter)] = min(found, kinds.get(id(parameter), found), key=_PRECEDENCE.index)
+        kinds[id(parameter)] = min(found, kinds.get(id(parameter), found), key=_KINDS.index)
     table = {name: kinds[id(parameter)] for name, parameter in model.named_parameters()}
     return ByName(f"by_kind({type(model).__name__})", table)
 
@@ -84,9 +84,6 @@ def unit_axes_of(model: nn.Module) -> ByName:
         transposed = isinstance(_owner(model, path)[0], _TRANSPOSED) and parameter.dim() > 1
         table[path] = (0, *axes[1:]) if transposed else axes
     return ByName(f"unit_axes_of({type(model).__name__})", table)
-
-
-_PRECEDENCE = ("norms", "embeddings", "biases", "weights")
 
 
 def _kind(owner: nn.Module, name: str) -> str:

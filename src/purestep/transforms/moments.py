@@ -7,7 +7,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from purestep import _checks, _each, _tree, updates
-from purestep.transforms._leaves import paired, zero_count
+from purestep.transforms._leaves import check_betas, paired, zero_count
 from purestep.updates import GradientTransformation, Hyperparameter, Tree, UpdateContext
 
 
@@ -28,9 +28,10 @@ def trace(decay: Hyperparameter, *, nesterov: bool = False) -> GradientTransform
         nesterov: look ahead by one step.
 
     Raises:
-        TypeError, ValueError: ``decay`` out of its range.
+        TypeError, ValueError: ``decay`` out of its range, ``nesterov`` is no bool.
     """
     updates.check_hyperparameter("decay", decay, below=1)
+    updates.check_flag("nesterov", nesterov)
 
     def init(params: Tree) -> TensorDict:
         updates.check_real(params, "trace")
@@ -40,7 +41,7 @@ def trace(decay: Hyperparameter, *, nesterov: bool = False) -> GradientTransform
         names, g, _ = paired(grads, params)
         b, mu = _tree.leaves(state["trace"], names), updates.now(decay, context)
         each = _each.arithmetic(g, b, mu)
-        b = each.add_scaled(each.mul(b, mu), g, 1)
+        b = each.add_scaled_(each.mul(b, mu), g, 1)
         after = each.add_scaled(g, b, mu) if nesterov else b
         return _tree.named(names, after, grads), _kept(state, trace=_tree.named(names, b, params))
 
@@ -63,9 +64,10 @@ def ema(decay: Hyperparameter, *, debias: bool = True) -> GradientTransformation
         debias: divide by w, so that an average of equal gradients is that gradient from the first update on.
 
     Raises:
-        TypeError, ValueError: ``decay`` out of its range.
+        TypeError, ValueError: ``decay`` out of its range, ``debias`` is no bool.
     """
     updates.check_hyperparameter("decay", decay, below=1)
+    updates.check_flag("debias", debias)
 
     def init(params: Tree) -> TensorDict:
         updates.check_real(params, "ema")
@@ -110,10 +112,7 @@ def scale_by_adam(
     Raises:
         TypeError, ValueError: a hyperparameter out of its range.
     """
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise TypeError(f"betas must be two numbers in [0, 1), got {betas!r}")
-    for position, beta in enumerate(betas):
-        updates.check_hyperparameter(f"betas[{position}]", beta, below=1)
+    check_betas(betas)
     _checks.number("eps", eps, minimum=0)
     _checks.number("eps_root", eps_root, minimum=0)
 
@@ -130,9 +129,9 @@ def scale_by_adam(
         t = updates.plain(count.to(_float64_on(count)))
         each = _each.arithmetic(g, m, v, beta1, beta2, t)
         m = each.lerp(m, g, 1 - beta1)
-        v = each.addcmul(each.mul(v, beta2), g, g, 1 - beta2)
+        v = each.addcmul_(each.mul(v, beta2), g, g, 1 - beta2)
         root = _root(each, each.div(v, 1 - beta2**t), eps_root, eps)
-        after = each.addcdiv([torch.zeros_like(leaf) for leaf in m], each.div(m, 1 - beta1**t), root)
+        after = each.quotient_(each.div(m, 1 - beta1**t), root)
         moments = {"exp_avg": _tree.named(names, m, params), "exp_avg_sq": _tree.named(names, v, params)}
         return _tree.named(names, after, grads), _kept(state, **moments, count=count)
 
@@ -172,8 +171,8 @@ def scale_by_rms(*, decay: Hyperparameter = 0.99, eps: float = 1e-8, eps_root: f
         names, g, _ = paired(grads, params)
         v, beta = _tree.leaves(state["square_avg"], names), updates.now(decay, context)
         each = _each.arithmetic(g, v, beta)
-        v = each.addcmul(each.mul(v, beta), g, g, 1 - beta)
-        after = each.addcdiv([torch.zeros_like(leaf) for leaf in g], g, _root(each, v, eps_root, eps))
+        v = each.addcmul_(each.mul(v, beta), g, g, 1 - beta)
+        after = each.quotient(g, _root(each, v, eps_root, eps))
         return _tree.named(names, after, grads), _kept(state, square_avg=_tree.named(names, v, params))
 
     return GradientTransformation(init, update)
@@ -186,7 +185,7 @@ def zero_weight(params: Tree) -> Tensor:
 
 
 def _root(each: _each.Loop, squares: list[Tensor], eps_root: float, eps: float) -> list[Tensor]:
-    return each.add(each.sqrt(each.add(squares, eps_root) if eps_root else squares), eps)
+    return each.add_(each.sqrt(each.add(squares, eps_root) if eps_root else squares), eps)
 
 
 def _float64_on(like: Tensor) -> torch.dtype:

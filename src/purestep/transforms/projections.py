@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from purestep import _tree, updates
 from purestep.transforms._choosing import Mask, chosen_in, chosen_of
-from purestep.transforms.clipping import norm_over, shrinking
+from purestep.transforms.clipping import norms, shrinking
 from purestep.updates import Hyperparameter, Projection, Tree, UpdateContext
 
 
@@ -75,17 +74,12 @@ def project_norm_ball(radius: Hyperparameter, *, per_leaf: bool = False, where: 
         TypeError, ValueError: ``radius`` that is not above 0, ``per_leaf`` is no bool; as :func:`project`.
     """
     updates.check_hyperparameter("radius", radius, minimum=None, above=0)
-    if not isinstance(per_leaf, bool):
-        raise TypeError(f"per_leaf must be True or False, got {per_leaf!r}")
+    updates.check_flag("per_leaf", per_leaf)
 
     def projected(names: list[str], p: list[Tensor], context: UpdateContext) -> list[Tensor]:
         bound = updates.now(radius, context)
-        if per_leaf:
-            norms = [norm_over(leaf) for leaf in p]
-        else:
-            squares = torch.stack([updates.wide(leaf).square().sum() for leaf in p])
-            norms = [updates.safe_sqrt(squares.sum())] * len(p)
-        return [(leaf * shrinking(norm, bound)).to(leaf.dtype) for leaf, norm in zip(p, norms, strict=True)]
+        pairs = zip(p, norms(p, per_leaf=per_leaf), strict=True)
+        return [(leaf * shrinking(norm, bound)).to(leaf.dtype) for leaf, norm in pairs]
 
     return _projection(projected, where)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from purestep import _checks, _each, updates
 from purestep.transforms._leaves import without_state
-from purestep.transforms.clipping import norm_over
+from purestep.transforms.clipping import norm_over, norms
 from purestep.updates import GradientTransformation, Hyperparameter, UpdateContext
 
 
@@ -69,17 +69,12 @@ def normalize(*, per_leaf: bool = False, eps: float = 0.0) -> GradientTransforma
     Raises:
         TypeError, ValueError: ``per_leaf`` is no bool, ``eps`` below 0.
     """
-    if not isinstance(per_leaf, bool):
-        raise TypeError(f"per_leaf must be True or False, got {per_leaf!r}")
+    updates.check_flag("per_leaf", per_leaf)
     _checks.number("eps", eps, minimum=0)
 
     def normalized(names: list[str], g: list[Tensor], p: list[Tensor], context: UpdateContext) -> list[Tensor]:
-        if per_leaf:
-            norms = [norm_over(leaf) for leaf in g]
-        else:
-            squares = torch.stack([updates.wide(leaf).square().sum() for leaf in g])
-            norms = [updates.safe_sqrt(squares.sum())] * len(g)
-        return [(leaf / _or_one(norm + eps)).to(leaf.dtype) for leaf, norm in zip(g, norms, strict=True)]
+        pairs = zip(g, norms(g, per_leaf=per_leaf), strict=True)
+        return [(leaf / _or_one(norm + eps)).to(leaf.dtype) for leaf, norm in pairs]
 
     return without_state("normalize", normalized)
 
@@ -107,12 +102,18 @@ def scale_by_trust_ratio(*, coefficient: Hyperparameter = 1.0, eps: float = 0.0)
     def scaled(names: list[str], g: list[Tensor], p: list[Tensor], context: UpdateContext) -> list[Tensor]:
         eta, after = updates.now(coefficient, context), []
         for grad, parameter in zip(g, p, strict=True):
-            size, norm = norm_over(parameter), norm_over(grad)
-            ratio = torch.where((size > 0) & (norm > 0), eta * size / _or_one(norm + eps), 1.0)
+            ratio = trust_ratio(norm_over(parameter), norm_over(grad), eta, eps=eps)
             after.append((grad * ratio).to(grad.dtype))
         return after
 
     return without_state("scale_by_trust_ratio", scaled)
+
+
+def trust_ratio(size: Tensor, norm: Tensor, factor: float | Tensor = 1.0, *, eps: float = 0.0) -> Tensor:
+    """Return ``factor · size / (norm + eps)``, and 1 where either of the two is zero."""
+    both = (size > 0) & (norm > 0)
+    # The inner `where` keeps the derivative of what is not chosen finite.
+    return torch.where(both, factor * size / torch.where(both, norm + eps, torch.ones_like(norm)), 1.0)
 
 
 def _or_one(norm: Tensor) -> Tensor:
