@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import subprocess
 import sys
 
@@ -20,9 +21,10 @@ pytest.importorskip("matplotlib")
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """A cache folder of our own, so that the tests see the first call."""
+    """A cache folder of our own, so that the tests see the first call; the speeds are those of few rounds."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "_speeds", functools.partial(demo._speeds, rounds=1, steps=5))
         patch.setenv("XDG_CACHE_HOME", str(folder))
         patch.setenv("MPLBACKEND", "Agg")
         yield folder
@@ -92,10 +94,10 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(cache, tmp_pa
         path = demo.run(settings, lambda line: None)["checkpoint"]
         return path.read_bytes()
 
-    state = torch.get_rng_state()
-    assert final(3, "a") == final(3, "b")
-    torch.set_rng_state(state)
-    assert final(3, "c") != final(4, "d")
+    first = final(3, "a")
+    torch.rand(3)  # what is drawn elsewhere does not count
+    assert final(3, "b") == first
+    assert final(4, "c") != first
 
 
 def test_without_a_compiler_it_runs_eagerly_and_says_so(cache, tmp_path, monkeypatch):
@@ -130,9 +132,9 @@ def test_bench_refuses_a_name_it_does_not_know(capsys):
 
 def test_bench_prints_a_table_and_writes_json(tmp_path, capsys):
     path = tmp_path / "out.json"
-    assert cli.main(["bench", "shuffle", "--threads", "1", "--json", str(path)]) == 0
-    assert "keyed bijection" in capsys.readouterr().out
-    assert '"shuffle"' in path.read_text()
+    assert cli.main(["bench", "schedule", "--threads", "1", "--json", str(path)]) == 0
+    assert "torch, by hand" in capsys.readouterr().out
+    assert '"schedule"' in path.read_text()
 
 
 def test_a_device_that_is_not_there_exits_with_1_and_names_it(capsys):

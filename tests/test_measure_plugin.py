@@ -7,6 +7,8 @@ from importlib.metadata import entry_points
 
 import pytest
 
+from purestep.measure import ceilings
+
 pytest_plugins = ["pytester"]
 
 TESTS = """
@@ -47,16 +49,14 @@ def run(pytester, monkeypatch):
     pytester.makepyfile(TESTS)
     known = any(entry.name == "purestep" for entry in entry_points(group="pytest11"))
     named = [] if known else ["-p", "purestep.measure.pytest_plugin"]
-    return lambda *options: pytester.runpytest_subprocess(*named, "-p", "no:cacheprovider", *options)
+    quiet = ("-p", "no:cacheprovider", "-p", "no:xdist")
+    return lambda *options: pytester.runpytest_inprocess(*named, *quiet, *options)
 
 
-def test_figures_go_into_extra_info(run, pytester):
+def test_figures_go_into_extra_info(run, pytester, monkeypatch):
     # The ceilings are kept small: measuring them for real takes seconds.
-    pytester.makeconftest(
-        "import sys, purestep.measure\n"
-        "module = sys.modules['purestep.measure.ceilings']\n"
-        "module._SIDE, module._COPIED = {'cpu': 32}, {'cpu': 4096}\n"
-    )
+    monkeypatch.setattr(ceilings, "_SIDE", {"cpu": 32})
+    monkeypatch.setattr(ceilings, "_COPIED", {"cpu": 4096})
     done = run("-rs", "--benchmark-json=out.json")
     done.assert_outcomes(passed=2, skipped=1)
     done.stdout.fnmatch_lines(["*SKIPPED*device must be a device that is here, got 'cuda:77'*"])

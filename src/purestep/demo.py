@@ -205,7 +205,14 @@ def _draw(rate: ps.schedules.Schedule, settings: Settings) -> Path:
 
 
 def _speeds(
-    compiled: Any, eager: Any, start: Any, model: nn.Module, rate: Any, batch: TensorDictBase, rounds: int = 5
+    compiled: Any,
+    eager: Any,
+    start: Any,
+    model: nn.Module,
+    rate: Any,
+    batch: TensorDictBase,
+    rounds: int = 5,
+    steps: int = 40,
 ) -> dict[str, float]:
     """Return steps per second of each way to train on one batch, in turns, so that the machine's moods hit them alike:
     for each the median of the rounds."""
@@ -219,11 +226,11 @@ def _speeds(
     for _ in range(rounds + 1):
         for name, way in ways.items():
             began = time.perf_counter()
-            for _ in range(40):
+            for _ in range(steps):
                 way()
             if batch.device is not None and batch.device.type == "cuda":
                 torch.cuda.synchronize()
-            seconds[name].append((time.perf_counter() - began) / 40)
+            seconds[name].append((time.perf_counter() - began) / steps)
     # The first round warms up.
     return {f"steps_per_second_{name}": 1 / sorted(each[1:])[rounds // 2] for name, each in seconds.items()}
 

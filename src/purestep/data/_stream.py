@@ -10,6 +10,7 @@ its threads, are not used: its snapshots are off, and each pass builds a new gra
 from __future__ import annotations
 
 import atexit
+import os
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -32,6 +33,31 @@ def _close() -> None:
     for batches in list(_open):
         with suppress(ValueError):  # it is running in some other thread
             batches.close()
+
+
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def _settle_threads() -> None:
+    """Make torch's threads ready for those of the workers."""
+    global _forked
+    # torch reads its thread count at a thread's first use of it. A worker sets its own to one, and this thread would
+    # inherit that if it had not read it before.
+    threads = torch.get_num_threads()
+    if _forked:
+        # A forked process has a pool without threads, which torch replaces at the next thread's first use: two at once
+        # are its "Invalid thread pool!". Setting the count replaces it here.
+        torch.set_num_threads(threads)
+        _forked = False
 
 
 class Stream:
@@ -118,9 +144,7 @@ class Stream:
         self._begun, self._live = False, None
 
     def _batches(self, live: object) -> Generator[Any]:
-        # torch reads its thread count at a thread's first use of it. A worker sets its own to one, and this thread
-        # would inherit that if it had not read it before.
-        torch.get_num_threads()
+        _settle_threads()
         stop = None if self.epochs is None else self._pass_end()
         blocks = self._plan.blocks(self._place, tuple(self._handed_out), self._digest, stop)
         try:
