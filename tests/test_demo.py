@@ -24,7 +24,7 @@ def cache(tmp_path_factory):
     """A cache folder of our own, so that the tests see the first call; the speeds are those of few rounds."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "_speeds", functools.partial(demo._speeds, rounds=1, steps=5))
+        patch.setattr(demo, "_speeds", functools.partial(demo._speeds, rounds=1))
         patch.setenv("XDG_CACHE_HOME", str(folder))
         patch.setenv("MPLBACKEND", "Agg")
         yield folder

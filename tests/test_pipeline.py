@@ -147,6 +147,30 @@ next(held)
     assert (run.returncode, run.stdout.strip()) == (0, "2 []"), run.stderr
 
 
+FORKED = """
+import os
+import torch
+from purestep.data import from_tensors, pipeline, sequential
+
+torch.set_num_threads(2)  # makes the pool that a fork leaves without threads
+batches = pipeline(from_tensors({"x": torch.arange(64)}), sequential(64), batch_size=4, workers=4, epochs=1)
+for _ in range(10):
+    if (child := os.fork()) == 0:
+        try:
+            assert sum(len(batch["x"]) for batch in batches) == 64
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_may_start_threads() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_batches_come_through_pinned_memory_onto_the_device() -> None:

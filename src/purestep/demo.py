@@ -178,7 +178,8 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> dict[str, Any
             alone = ps.fit(step, start(), batches(train, only, drop_last=True), steps=settings.steps, progress=False)
             figures[f"accuracy_{kept}"] = accuracy(alone.state, only)
     batch = next(iter(batches(train)))
-    figures.update(_speeds(step if compiled else None, eager_step, start, model, rate, batch))
+    few = min(40, settings.steps)
+    figures.update(_speeds(step if compiled else None, eager_step, start, model, rate, batch, steps=few))
     _report(figures, settings, say)
     return figures
 
