@@ -1,11 +1,12 @@
-"""A training step of purestep: eager, compiled, donated, captured, and of many models at once."""
+"""A training step of purestep: eager, compiled, donated, captured, and of many models at once; and an update alone."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from tensordict import TensorDict
+from torch import Tensor, nn
 
 import purestep as ps
 from _report import Setting, Way
@@ -49,3 +50,24 @@ def step(
         return metrics["loss"]
 
     return captured(advance) if capture else advance
+
+
+def update(
+    optimizer: ps.Optimizer, values: dict[str, Tensor], grads: dict[str, Tensor], *, donate: bool = True, **options: Any
+) -> Way:
+    """A compiled ``ps.update_step`` of given gradients; ``options`` are inductor's."""
+    once = next(iter(grads.values())).new_ones(())
+    pure = ps.update_step(optimizer)
+
+    def step(state: ps.TrainState, grads: TensorDict) -> Any:
+        return pure(state, ps.Gradient((grads,), (), state.buffers, {"loss": ps.Mean(once, once)}))
+
+    compiled = ps.compile(step, donate=donate, options=options)
+    model = nn.ParameterDict({name: nn.Parameter(value) for name, value in values.items()})
+    state, given = ps.init_state(model, optimizer, seed=0), TensorDict(grads)
+
+    def advance() -> None:
+        nonlocal state
+        state, _ = compiled(state, given)
+
+    return advance

@@ -14,10 +14,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor, nn
 
 import _jax_ways
+import _pure_ways
 import _torch_ways
 import purestep as ps
 from _report import Bench, Setting, Way, main
@@ -46,8 +46,10 @@ def ways(layers: int, width: int, setting: Setting) -> dict[str, Callable[[], Wa
         "torch, foreach": lambda: torch_update(values, grads, foreach=True),
         "torch, one graph by hand": lambda: graph_update(values, grads),
         "jax.jit + Optax, donated": lambda: jax_update(values, grads, setting),
-        "purestep, compiled, donated": lambda: pure_update(values, grads),
-        "purestep, scalars inlined": lambda: pure_update(values, grads, post_grad_custom_post_pass=None),
+        "purestep, compiled, donated": lambda: _pure_ways.update(ps.adamw(RATE), values, grads),
+        "purestep, scalars inlined": lambda: _pure_ways.update(
+            ps.adamw(RATE), values, grads, post_grad_custom_post_pass=None
+        ),
     }
 
 
@@ -78,25 +80,6 @@ def graph_update(values: dict[str, Tensor], grads: dict[str, Tensor]) -> Way:
 def jax_update(values: dict[str, Tensor], grads: dict[str, Tensor], setting: Setting) -> Way:
     jax, optax = _jax_ways.setup(setting)
     return _jax_ways.update(jax, optax, _jax_ways.adamw(optax, RATE), values, grads)
-
-
-def pure_update(values: dict[str, Tensor], grads: dict[str, Tensor], **options: Any) -> Way:
-    optimizer = ps.adamw(RATE)
-    update = ps.update_step(optimizer)
-
-    def step(state: ps.TrainState, grads: TensorDict) -> Any:
-        loss = ps.Mean(grads["000"].new_ones(()), grads["000"].new_ones(()))
-        return update(state, ps.Gradient((grads,), (), state.buffers, {"loss": loss}))
-
-    compiled = ps.compile(step, donate=True, options=options)
-    model = nn.ParameterDict({name: nn.Parameter(value) for name, value in values.items()})
-    state, given = ps.init_state(model, optimizer, seed=0), TensorDict(grads)
-
-    def advance() -> None:
-        nonlocal state
-        state, _ = compiled(state, given)
-
-    return advance
 
 
 if __name__ == "__main__":

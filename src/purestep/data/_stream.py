@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -58,6 +59,12 @@ def _settle_threads() -> None:
         # are its "Invalid thread pool!". Setting the count replaces it here.
         torch.set_num_threads(threads)
         _forked = False
+
+
+def _let_go(graph: list[BaseNode[Made]]) -> None:
+    """Drop a graph that has made all its batches in a thread of its own: torchdata's threads look at their queues every
+    0.1 s for whether they are to end, and who drops them waits for that."""
+    threading.Thread(target=graph.clear, name="purestep-data-end").start()
 
 
 class Stream:
@@ -165,6 +172,9 @@ class Stream:
                 if self.epochs is not None:
                     self._go_to(Place(self._pass_end(), 0))
                 self._begun = False
+                graph = [made_batches]
+                del made_batches  # so that the list alone holds it
+                _let_go(graph)
                 return
             if made.error is not None:
                 del made_batches  # stops the threads now; the error's traceback would keep them
