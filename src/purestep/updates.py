@@ -17,6 +17,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from purestep import _checks, _tree, random
+from purestep._config import Config as Config
+from purestep._config import Recorded
+from purestep._config import recorded as recorded
 
 Tree = TensorDictBase
 
@@ -75,8 +78,8 @@ def _as_they_are(params: Tree, state: Tree) -> Tree:
     return params
 
 
-@dataclass(frozen=True)
-class GradientTransformation:
+@dataclass(frozen=True, repr=False)
+class GradientTransformation(Recorded):
     """A map from gradients to gradients with a state of its own.
 
     Attributes:
@@ -84,6 +87,7 @@ class GradientTransformation:
         update: ``(grads, state, params, context) -> (grads, state)``, pure.
         hyperparams: ``(state, context) -> {name: 0-d tensor}``: what the update that led to ``state`` used or saw, for
             the metrics.
+        config: the call that made it, a :class:`Config`, where :func:`recorded` wrote it down; ``None`` for one's own.
     """
 
     init: Callable[[Tree], TensorDict]
@@ -91,8 +95,8 @@ class GradientTransformation:
     hyperparams: Callable[[Tree, UpdateContext], dict[str, Tensor]] = _nothing
 
 
-@dataclass(frozen=True)
-class Optimizer:
+@dataclass(frozen=True, repr=False)
+class Optimizer(Recorded):
     """A map from gradients to new parameters with a state of its own.
 
     Attributes:
@@ -100,6 +104,7 @@ class Optimizer:
         update: ``(grads, state, params, context) -> (params, state)``, pure.
         hyperparams: as in :class:`GradientTransformation`.
         eval_params: ``(params, state) -> params`` to evaluate with (an average of them, where the rule keeps one).
+        config: as in :class:`GradientTransformation`.
     """
 
     init: Callable[[Tree], TensorDict]
@@ -108,19 +113,21 @@ class Optimizer:
     eval_params: Callable[[Tree, Tree], Tree] = _as_they_are
 
 
-@dataclass(frozen=True)
-class Projection:
+@dataclass(frozen=True, repr=False)
+class Projection(Recorded):
     """A map from parameters to parameters that follows an optimizer in a chain, and keeps nothing.
 
     Attributes:
         project: ``(params, context) -> params``, pure.
         check: ``params -> None``: raises where such parameters cannot be projected.
+        config: as in :class:`GradientTransformation`.
     """
 
     project: Callable[[Tree, UpdateContext], Tree]
     check: Callable[[Tree], None]
 
 
+@recorded
 def chain(*parts: GradientTransformation | Optimizer | Projection) -> Any:
     """Apply gradient transformations from left to right, then the optimizer that closes them, then projections.
 

@@ -251,6 +251,7 @@ def name_of(kind: str, subject: Any) -> str:
     """Return what a report calls a subject: ``"the step train_step"``."""
     name = getattr(subject, "__name__", None)
     if name is None and isinstance(subject, (GradientTransformation, Optimizer)):
-        # Their repr, of functions and addresses, would fill the screen.
-        name = getattr(subject.update, "__qualname__", "").partition(".")[0]
+        # Its repr, with all that it was given, would fill the screen.
+        config = subject.config
+        name = config.name if config else getattr(subject.update, "__qualname__", "").partition(".")[0]
     return f"the {kind} {name or repr(subject)}"

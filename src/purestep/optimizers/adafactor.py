@@ -14,6 +14,7 @@ from purestep.updates import Hyperparameter, Optimizer
 _FACTORS = ("row_var", "col_var", "variance")
 
 
+@updates.recorded
 def adafactor(
     rate: Hyperparameter = 0.01,
     *,

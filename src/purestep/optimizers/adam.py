@@ -17,6 +17,7 @@ def matrices_only(name: str, parameter: Tensor) -> bool:
     return parameter.dim() >= 2
 
 
+@updates.recorded
 def adam(
     rate: Hyperparameter,
     *,
@@ -42,6 +43,7 @@ def adam(
     return _adam("adam", rate, betas, eps, weight_decay, decay_mask, amsgrad, maximize, decoupled=False)
 
 
+@updates.recorded
 def adamw(
     rate: Hyperparameter,
     *,

@@ -15,6 +15,7 @@ from purestep.updates import Hyperparameter, Optimizer
 _MOMENTS = dict.fromkeys(("exp_avg", "exp_avg_sq"), zeros)
 
 
+@updates.recorded
 def adamax(
     rate: Hyperparameter,
     *,
@@ -67,6 +68,7 @@ def adamax(
     )
 
 
+@updates.recorded
 def nadam(
     rate: Hyperparameter,
     *,
@@ -134,6 +136,7 @@ def nadam(
     )
 
 
+@updates.recorded
 def radam(
     rate: Hyperparameter,
     *,

@@ -11,6 +11,7 @@ from purestep.optimizers._leafwise import After, DecayMask, Part, leafwise, zero
 from purestep.updates import Hyperparameter, Optimizer
 
 
+@updates.recorded
 def adagrad(
     rate: Hyperparameter,
     *,
@@ -68,6 +69,7 @@ def adagrad(
     )
 
 
+@updates.recorded
 def adadelta(
     rate: Hyperparameter = 1.0,
     *,
@@ -124,6 +126,7 @@ def adadelta(
     )
 
 
+@updates.recorded
 def rmsprop(
     rate: Hyperparameter,
     *,

@@ -14,6 +14,7 @@ from purestep.transforms._leaves import check_betas
 from purestep.updates import Hyperparameter, Optimizer
 
 
+@updates.recorded
 def ademamix(
     rate: Hyperparameter,
     *,

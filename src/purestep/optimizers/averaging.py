@@ -16,6 +16,7 @@ from purestep.transforms.moments import zero_weight
 from purestep.updates import Hyperparameter, Optimizer, Tree, UpdateContext
 
 
+@updates.recorded
 def ema(optimizer: Optimizer, decay: Hyperparameter, *, debias: bool = True) -> Optimizer:
     r"""Keep an exponential moving average of the parameters, and evaluate with it; training is the optimizer's own.
 
@@ -58,6 +59,7 @@ def ema(optimizer: Optimizer, decay: Hyperparameter, *, debias: bool = True) -> 
     return _averaged(optimizer, lambda params: {"weight": zero_weight(params)}, weigh, total="weight")
 
 
+@updates.recorded
 def swa(optimizer: Optimizer, *, start: int = 1, every: int = 1) -> Optimizer:
     r"""Keep the mean of the parameters after every so many updates, from one of them on, and evaluate with it.
 

@@ -12,6 +12,7 @@ from purestep.transforms.scaling import trust_ratio
 from purestep.updates import Hyperparameter, Optimizer
 
 
+@updates.recorded
 def lamb(
     rate: Hyperparameter,
     *,
@@ -78,6 +79,7 @@ def lamb(
     )
 
 
+@updates.recorded
 def lars(
     rate: Hyperparameter,
     *,

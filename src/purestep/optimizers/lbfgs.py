@@ -20,7 +20,7 @@ KEYS = {"steps", "grad_changes", "inverse_curvatures", "scale", "last_params", "
 _SMALLEST_COSINE = 1e-10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LBFGS(Optimizer):
     """The optimizer that :func:`lbfgs` makes.
 
@@ -31,6 +31,7 @@ class LBFGS(Optimizer):
     rate: Hyperparameter = 1.0
 
 
+@updates.recorded
 def lbfgs(rate: Hyperparameter = 1.0, *, history: int = 10) -> LBFGS:
     """Steps of a fixed length along the direction of L-BFGS; :func:`purestep.lbfgs_step` searches for their length.
 

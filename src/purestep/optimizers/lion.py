@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from purestep import updates
 from purestep.optimizers._leafwise import After, DecayMask, Part, leafwise, zeros
 from purestep.transforms._leaves import check_betas
 from purestep.updates import Hyperparameter, Optimizer
 
 
+@updates.recorded
 def lion(
     rate: Hyperparameter,
     *,

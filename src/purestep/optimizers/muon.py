@@ -17,6 +17,7 @@ from purestep.transforms.partition import partition
 from purestep.updates import Hyperparameter, Optimizer, Tree
 
 
+@updates.recorded
 def muon(
     rate: Hyperparameter,
     *,

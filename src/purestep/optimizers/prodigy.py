@@ -14,6 +14,7 @@ from purestep.transforms._leaves import check_betas
 from purestep.updates import Hyperparameter, Optimizer, Tree, UpdateContext
 
 
+@updates.recorded
 def prodigy(
     rate: Hyperparameter = 1.0,
     *,

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purestep import _checks
+from purestep import _checks, updates
 from purestep.optimizers._leafwise import After, Part, leafwise, zeros
 from purestep.updates import Hyperparameter, Optimizer
 
 
+@updates.recorded
 def rprop(
     rate: Hyperparameter = 0.01,
     *,

@@ -14,6 +14,7 @@ from purestep.optimizers._leafwise import After, DecayMask, Part, leafwise, zero
 from purestep.updates import Hyperparameter, Optimizer, Tree
 
 
+@updates.recorded
 def schedule_free_sgd(
     rate: Hyperparameter,
     *,
@@ -63,6 +64,7 @@ def schedule_free_sgd(
     return _schedule_free("schedule_free_sgd", direction, rate, momentum, others, {}, decay)
 
 
+@updates.recorded
 def schedule_free_adamw(
     rate: Hyperparameter,
     *,

@@ -13,6 +13,7 @@ from purestep.optimizers._leafwise import COUNT, After, DecayMask, Part, leafwis
 from purestep.updates import Hyperparameter, Optimizer, Tree
 
 
+@updates.recorded
 def sgd(
     rate: Hyperparameter,
     *,
@@ -85,6 +86,7 @@ def sgd(
     )
 
 
+@updates.recorded
 def asgd(
     rate: Hyperparameter,
     *,

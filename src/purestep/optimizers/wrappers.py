@@ -18,6 +18,7 @@ from purestep.updates import GradientTransformation, Hyperparameter, Optimizer, 
 HYPERPARAMS = "hyperparams"
 
 
+@updates.recorded
 def apply_if_finite(optimizer: Optimizer) -> Optimizer:
     """Leave out each update that is not finite: parameters and state stay as they are, and it is counted.
 
@@ -73,6 +74,7 @@ def apply_if_finite(optimizer: Optimizer) -> Optimizer:
     return _rewrapped(optimizer, init, update, hyperparams)
 
 
+@updates.recorded
 def lookahead(optimizer: Optimizer, *, every: int = 5, alpha: Hyperparameter = 0.5) -> Optimizer:
     r"""Let an optimizer run ahead, and every few updates go part of the way to where it is, from where it left.
 
@@ -130,6 +132,7 @@ def lookahead(optimizer: Optimizer, *, every: int = 5, alpha: Hyperparameter = 0
     return Optimizer(init, update, hyperparams, eval_params)
 
 
+@updates.recorded
 def inject_hyperparams(factory: Callable[..., Any], /, **hyperparams: Any) -> Any:
     """Keep hyperparameters as tensors in the state, where they may be exchanged, differentiated by, and vmapped over.
 

@@ -22,6 +22,7 @@ def global_norm(tree: Tree) -> Tensor:
     return updates.safe_sqrt(updates.squares(tree).sum())
 
 
+@updates.recorded
 def clip_by_global_norm(max_norm: Hyperparameter, *, eps: float = 0.0) -> GradientTransformation:
     """Scale the whole gradient down to a norm of at most ``max_norm``: ``g · min(1, max_norm / (‖g‖ + eps))``.
 
@@ -56,6 +57,7 @@ def clip_by_global_norm(max_norm: Hyperparameter, *, eps: float = 0.0) -> Gradie
     return GradientTransformation(init, update, hyperparams)
 
 
+@updates.recorded
 def clip_by_norm(max_norm: Hyperparameter, *, eps: float = 0.0) -> GradientTransformation:
     r"""Scale each leaf of the gradient by itself down to a norm of at most ``max_norm``.
 
@@ -80,6 +82,7 @@ def clip_by_norm(max_norm: Hyperparameter, *, eps: float = 0.0) -> GradientTrans
     return without_state("clip_by_norm", clipped)
 
 
+@updates.recorded
 def clip_by_value(max_value: Hyperparameter) -> GradientTransformation:
     r"""Clip each entry of the gradient into ``[-max_value, max_value]``, as ``torch.nn.utils.clip_grad_value_``.
 
@@ -103,6 +106,7 @@ def clip_by_value(max_value: Hyperparameter) -> GradientTransformation:
     return without_state("clip_by_value", clipped)
 
 
+@updates.recorded
 def adaptive_clip(clipping: Hyperparameter, *, eps: float = 1e-3, axes: Axes = unit_axes) -> GradientTransformation:
     r"""Bound the gradient of each unit by the norm of its weights (AGC). With G a unit's gradient and W its weights,
 

@@ -11,6 +11,7 @@ from purestep.transforms._leaves import check_betas, paired, zero_count
 from purestep.updates import GradientTransformation, Hyperparameter, Tree, UpdateContext
 
 
+@updates.recorded
 def trace(decay: Hyperparameter, *, nesterov: bool = False) -> GradientTransformation:
     r"""Momentum: a decaying sum of gradients.
 
@@ -48,6 +49,7 @@ def trace(decay: Hyperparameter, *, nesterov: bool = False) -> GradientTransform
     return GradientTransformation(init, update)
 
 
+@updates.recorded
 def ema(decay: Hyperparameter, *, debias: bool = True) -> GradientTransformation:
     r"""An exponential moving average of gradients (of parameters there is :func:`purestep.optimizers.ema`).
 
@@ -86,6 +88,7 @@ def ema(decay: Hyperparameter, *, debias: bool = True) -> GradientTransformation
     return GradientTransformation(init, update)
 
 
+@updates.recorded
 def scale_by_adam(
     *,
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
@@ -138,6 +141,7 @@ def scale_by_adam(
     return GradientTransformation(init, update)
 
 
+@updates.recorded
 def scale_by_rms(*, decay: Hyperparameter = 0.99, eps: float = 1e-8, eps_root: float = 0.0) -> GradientTransformation:
     r"""Divide the gradient by the root of a moving average of its square.
 

@@ -18,6 +18,7 @@ Part = TypeVar("Part", GradientTransformation, Optimizer)
 Groups = dict[str, tuple[str, ...]]
 
 
+@updates.recorded
 def partition(parts: Mapping[str, Part], labels: Labels) -> Part:
     """Give each parameter to the part of its label: every parameter exactly once.
 
@@ -84,6 +85,7 @@ def partition(parts: Mapping[str, Part], labels: Labels) -> Part:
     return made
 
 
+@updates.recorded
 def masked(update: Part, mask: Mask) -> Part:
     """Apply an update to the parameters that a mask chooses, and to no other.
 
@@ -103,6 +105,7 @@ def masked(update: Part, mask: Mask) -> Part:
     return cast(Part, _masked(update, chosen_in("mask", mask)))
 
 
+@updates.recorded
 def freeze(optimizer: Part, patterns: Mask) -> Part:
     """Keep some parameters as they are, whatever the optimizer does: decay, momentum, or what it evaluates with.
 

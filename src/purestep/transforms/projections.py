@@ -15,6 +15,7 @@ from purestep.transforms.clipping import norms, shrinking
 from purestep.updates import Hyperparameter, Projection, Tree, UpdateContext
 
 
+@updates.recorded
 def project(fn: Callable[[Tensor], Tensor], *, where: Mask | None = None) -> Projection:
     """Apply a function to each parameter after the update.
 
@@ -43,6 +44,7 @@ def project(fn: Callable[[Tensor], Tensor], *, where: Mask | None = None) -> Pro
     return _projection(projected, where)
 
 
+@updates.recorded
 def project_nonnegative(*, where: Mask | None = None) -> Projection:
     r"""Bring parameters back to at least zero, the nearest such point: :math:`\theta \leftarrow \max(\theta, 0)`.
 
@@ -57,6 +59,7 @@ def project_nonnegative(*, where: Mask | None = None) -> Projection:
     return _projection(lambda names, p, context: [leaf.clamp(min=0) for leaf in p], where)
 
 
+@updates.recorded
 def project_norm_ball(radius: Hyperparameter, *, per_leaf: bool = False, where: Mask | None = None) -> Projection:
     r"""Bring parameters back into the ball of a radius around zero, the nearest point of it.
 

@@ -15,6 +15,7 @@ from purestep.transforms.kinds import Axes, unit_axes
 from purestep.updates import GradientTransformation, Hyperparameter, UpdateContext
 
 
+@updates.recorded
 def add_decayed_weights(weight_decay: Hyperparameter, *, mask: Mask | None = None) -> GradientTransformation:
     r"""Add the parameters, scaled: :math:`g \leftarrow g + \lambda \theta`, the gradient of
     :math:`\tfrac{\lambda}{2} \lVert \theta \rVert^2`.
@@ -48,6 +49,7 @@ def add_decayed_weights(weight_decay: Hyperparameter, *, mask: Mask | None = Non
     return without_state("add_decayed_weights", decayed)
 
 
+@updates.recorded
 def add_noise(eta: Hyperparameter, *, gamma: float = 0.55, site: int = 0) -> GradientTransformation:
     r"""Add normal noise whose variance falls with the step.
 
@@ -86,6 +88,7 @@ def add_noise(eta: Hyperparameter, *, gamma: float = 0.55, site: int = 0) -> Gra
     return without_state("add_noise", noisy)
 
 
+@updates.recorded
 def centralize(*, axes: Axes = unit_axes) -> GradientTransformation:
     r"""Take the mean of each unit's gradient away, where a unit has one: weights of two dimensions or more.
 

@@ -14,6 +14,7 @@ from purestep.transforms.clipping import norm_over, norms
 from purestep.updates import GradientTransformation, Hyperparameter, UpdateContext
 
 
+@updates.recorded
 def scale(factor: Hyperparameter) -> GradientTransformation:
     r"""Multiply the gradient: :math:`g \leftarrow c \, g`. Linear, so smooth everywhere; no state.
 
@@ -32,6 +33,7 @@ def scale(factor: Hyperparameter) -> GradientTransformation:
     return without_state("scale", scaled)
 
 
+@updates.recorded
 def scale_by_schedule(schedule: Callable[[Any], Tensor]) -> GradientTransformation:
     r"""Multiply the gradient by a schedule of the step: :math:`g \leftarrow s(t) \, g`.
 
@@ -45,6 +47,7 @@ def scale_by_schedule(schedule: Callable[[Any], Tensor]) -> GradientTransformati
     return scale(schedule)
 
 
+@updates.recorded
 def scale_by_sign() -> GradientTransformation:
     r"""Take the sign of each entry, 0 at 0: :math:`g \leftarrow \operatorname{sign}(g)`.
 
@@ -54,6 +57,7 @@ def scale_by_sign() -> GradientTransformation:
     return without_state("scale_by_sign", lambda names, g, p, context: [torch.sign(leaf) for leaf in g])
 
 
+@updates.recorded
 def normalize(*, per_leaf: bool = False, eps: float = 0.0) -> GradientTransformation:
     r"""Divide the gradient by its norm, over all leaves or of each leaf.
 
@@ -79,6 +83,7 @@ def normalize(*, per_leaf: bool = False, eps: float = 0.0) -> GradientTransforma
     return without_state("normalize", normalized)
 
 
+@updates.recorded
 def scale_by_trust_ratio(*, coefficient: Hyperparameter = 1.0, eps: float = 0.0) -> GradientTransformation:
     r"""Scale the update of each leaf to the size of its parameter, as LARS and LAMB do.
 

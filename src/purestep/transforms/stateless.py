@@ -14,6 +14,7 @@ from purestep.transforms._leaves import paired, zero_count
 from purestep.updates import GradientTransformation, Tree, UpdateContext
 
 
+@updates.recorded
 def stateless(fn: Callable[[Tree, Tree, UpdateContext], Tree]) -> GradientTransformation:
     """Return the transformation that applies a function and keeps nothing.
 
@@ -46,6 +47,7 @@ def stateless(fn: Callable[[Tree, Tree, UpdateContext], Tree]) -> GradientTransf
     return GradientTransformation(init, update)
 
 
+@updates.recorded
 def zero_nonfinite() -> GradientTransformation:
     """Put zero in the place of each entry that is NaN or infinite, and count them.
 
