@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import Phase, given, settings
+from safetensors.torch import save_file
 from tensordict import TensorDict
 from torch import nn
 
@@ -252,3 +253,31 @@ def of_lbfgs_step():
 
 def batch_values(model, batch):
     return model(batch["inputs"]).square()
+
+
+def of_a_checkpoint(read):
+    """Law 1 of what reads one: the same of the same folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        ps.checkpoint.save(
+            f"{folder}/one", new_state(), data={"epoch": 1}, extra=["note"], metrics={"a": torch.ones(2)}
+        )
+        pure(read, f"{folder}/one")
+
+
+def of_manager():
+    """Law 4: the newest and the best have the bits of what was saved."""
+    first, second = new_state(), step_of()(new_state(), PROBLEM.batch)[0]
+    kept = {"keep_best": 1, "best": ("loss", "min"), "asynchronous": True}
+    with tempfile.TemporaryDirectory() as folder, ps.checkpoint.Manager(folder, **kept) as manager:
+        manager.save(first, scores={"loss": 1.0})
+        manager.save(second, scores={"loss": 2.0})
+        manager.wait()
+        found = [ps.checkpoint.load(path, like=new_state()) for path in (manager.latest(), manager.best())]
+    for got, right in zip(found, (second, first), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(got.values(True, True), right.values(True, True), strict=True))
+
+
+def of_weights():
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(ps.checkpoint.state_dict(new_state()), f"{folder}/model.safetensors")
+        pure(ps.checkpoint.load_weights, folder, new_state())

@@ -51,6 +51,13 @@ def same(one: ps.TrainState, other: ps.TrainState) -> bool:
     return bool((one == other).all())
 
 
+def kept(folder, like: ps.TrainState) -> ps.TrainState:
+    """The state in the newest checkpoint of a folder."""
+    path = ps.checkpoint.latest(folder)
+    assert path is not None
+    return ps.checkpoint.load(path, like=like)
+
+
 class Recorder:
     def __init__(self) -> None:
         self.calls: list[tuple[int, dict[str, float]]] = []

@@ -19,6 +19,7 @@ from _checks_of_exports import (
     halves,
     heavy,
     new_state,
+    of_a_checkpoint,
     of_a_dataframe,
     of_a_derivative,
     of_a_source,
@@ -35,6 +36,7 @@ from _checks_of_exports import (
     of_loader,
     of_loading,
     of_loss_scale,
+    of_manager,
     of_memory_mapped,
     of_optimizer,
     of_pipeline,
@@ -44,6 +46,7 @@ from _checks_of_exports import (
     of_sam_step,
     of_train_step,
     of_update_step,
+    of_weights,
     projecting,
     pure,
     step_of,
@@ -89,7 +92,19 @@ LAWS = {
     "purestep.values": lambda: pure(ps.values, {"a": ps.mean(torch.rand(3)), "b": torch.ones(())}),
     "purestep.matrices_only": lambda: pure(ps.matrices_only, "weight", torch.rand(3, 2)),
     "purestep.chain": of_chain,
-    "purestep.checkpoint": lambda: laws.check_resumable(step_of(), new_state(), [PROBLEM.batch] * 4, laws=["saved"]),
+    "purestep.checkpoint.save": lambda: laws.check_resumable(step_of(), new_state(), [PROBLEM.batch] * 4),
+    "purestep.checkpoint.load": partial(of_a_checkpoint, partial(ps.checkpoint.load, like=new_state())),
+    **{
+        f"purestep.checkpoint.{name}": partial(of_a_checkpoint, getattr(ps.checkpoint, name))
+        for name in ("latest", "load_data", "load_extra", "load_metrics", "read_manifest", "verify")
+    },
+    "purestep.checkpoint.Manager": of_manager,
+    "purestep.checkpoint.load_into": of_loading,
+    "purestep.checkpoint.load_weights": of_weights,
+    "purestep.checkpoint.state_dict": lambda: pure(ps.checkpoint.state_dict, new_state()),
+    "purestep.checkpoint.from_state_dict": lambda: pure(
+        ps.checkpoint.from_state_dict, new_state(), ps.checkpoint.state_dict(new_state())
+    ),
     "purestep.schedules.schedule": lambda: laws.check_schedule(halves(start=0.1, every=10)),
     "purestep.schedules.from_torch": of_from_torch,
     "purestep.schedules.parse": partial(of_reading, ps.schedules.parse, repr),
@@ -165,6 +180,8 @@ NONE = {
             "UpdateContext",
         )
     },
+    "purestep.Stopped": "how a run that was told to stop ends",
+    "purestep.checkpoint.Manifest": TYPE,
     "purestep.schedules.Schedule": TYPE,
     **{
         f"purestep.optimizers.{name}": "test_optimizers.py and test_optimizers_beyond.py run the laws over the table"

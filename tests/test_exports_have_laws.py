@@ -31,6 +31,7 @@ ROOMS: dict[str, ModuleType] = {
     "purestep.random": ps.random,
     "purestep.transforms": transforms,
     "purestep.optimizers": ps.optimizers,
+    "purestep.checkpoint": ps.checkpoint,
 }
 
 

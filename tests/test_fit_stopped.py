@@ -9,8 +9,9 @@ from itertools import count, islice
 import pytest
 import torch
 
-from _fit import Recorder, batches, donating, plain_loop, same
-from purestep.checkpoint import load, save
+import purestep as ps
+from _fit import Recorder, batches, donating, kept, plain_loop, same
+from purestep.checkpoint import Manager
 from purestep.fit import fit
 
 
@@ -26,14 +27,14 @@ def failing(step, at: int, error: BaseException):
 
 
 def test_the_checkpoint_is_the_last_state(job, tmp_path):
-    path = tmp_path / "runs" / "run.safetensors"
+    path = tmp_path / "runs" / "run"
     result = fit(job.step, job.state(), batches(job), steps=3, progress=False, checkpoint=path)
-    assert same(load(path, like=job.state(1)), result.state)
+    assert same(kept(path, job.state(1)), result.state)
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt()])
 def test_what_a_step_raises_comes_out_with_the_last_good_state(job, tmp_path, error):
-    path, recorder = tmp_path / "run.safetensors", Recorder()
+    path, recorder = tmp_path / "run", Recorder()
     with pytest.raises(type(error)) as caught:
         fit(
             failing(job.step, 4, error),
@@ -49,7 +50,7 @@ def test_what_a_step_raises_comes_out_with_the_last_good_state(job, tmp_path, er
     expected, _ = plain_loop(job, 3)
     assert same(error.fit.state, expected)
     assert [entry["step"] for entry in error.fit.history] == [2]
-    assert same(load(path, like=job.state(1)), expected)
+    assert same(kept(path, job.state(1)), expected)
     assert recorder.closed == 1
     assert error.__notes__ == [f"fit stopped after step 3: its state is `error.fit.state`, and in {str(path)!r}"]
 
@@ -59,10 +60,10 @@ def test_a_batch_that_cannot_be_made(job, tmp_path):
         yield from islice(batches(job), 3)
         raise OSError("picture.png cannot be decoded")
 
-    path = tmp_path / "run.safetensors"
+    path = tmp_path / "run"
     with pytest.raises(OSError, match="picture") as caught:
         fit(donating(job.step), job.state(), stream(), steps=9, progress=False, checkpoint=path)
-    assert same(load(path, like=job.state(1)), plain_loop(job, 3)[0])
+    assert same(kept(path, job.state(1)), plain_loop(job, 3)[0])
     assert same(caught.value.fit.state, plain_loop(job, 3)[0])
 
 
@@ -71,7 +72,7 @@ def test_a_validation_or_a_logger_that_fails(job, tmp_path, place):
     def fails(*arguments):
         raise RuntimeError("elsewhere")
 
-    path = tmp_path / "run.safetensors"
+    path = tmp_path / "run"
     arguments = {"validate": fails, "validate_every": 2} if place == "validate" else {"loggers": [fails]}
     with pytest.raises(RuntimeError, match="elsewhere"):
         fit(
@@ -84,12 +85,13 @@ def test_a_validation_or_a_logger_that_fails(job, tmp_path, place):
             checkpoint=path,
             **arguments,
         )
-    assert same(load(path, like=job.state(1)), plain_loop(job, 2)[0])
+    assert same(kept(path, job.state(1)), plain_loop(job, 2)[0])
 
 
 def test_a_donating_step_that_fails_does_not_overwrite_the_file(job, tmp_path):
-    path = tmp_path / "run.safetensors"
-    save(path, job.state(3))
+    path = tmp_path / "run"
+    with Manager(path) as manager:
+        manager.save(job.state(3))
     with pytest.raises(MemoryError) as caught:
         fit(
             failing(donating(job.step), 3, MemoryError()),
@@ -99,14 +101,36 @@ def test_a_donating_step_that_fails_does_not_overwrite_the_file(job, tmp_path):
             progress=False,
             checkpoint=path,
         )
-    assert same(load(path, like=job.state()), job.state(3))
+    assert same(kept(path, job.state()), job.state(3))
     assert "may have written part, for it donates" in caught.value.__notes__[0]
     assert int(caught.value.fit.state.step) == 2
 
 
+def test_the_state_that_a_failing_step_was_given_is_whole(job, tmp_path):
+    given = []
+
+    def objective(model, batch):
+        if len(given) == 3:
+            raise ZeroDivisionError("in the objective")
+        return job.objective(model, batch)
+
+    plain = ps.train_step(job.model, objective, job.optimizer)
+
+    def step(state, batch):
+        given.append((state, state.clone()))
+        return plain(state, batch)
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        fit(step, job.state(), batches(job), steps=9, progress=False, checkpoint=tmp_path)
+    assert all(same(state, before) for state, before in given)
+    assert same(caught.value.fit.state, given[-1][1])
+    assert same(kept(tmp_path, job.state(1)), given[-1][1])
+
+
 def test_a_run_that_never_began_does_not_overwrite_the_file(job, tmp_path):
-    path = tmp_path / "run.safetensors"
-    save(path, job.state(3))
+    path = tmp_path / "run"
+    with Manager(path) as manager:
+        manager.save(job.state(3))
     with pytest.raises(ValueError, match="at first"):
         fit(
             failing(job.step, 1, ValueError("at first")),
@@ -116,14 +140,14 @@ def test_a_run_that_never_began_does_not_overwrite_the_file(job, tmp_path):
             progress=False,
             checkpoint=path,
         )
-    assert same(load(path, like=job.state()), job.state(3))
+    assert same(kept(path, job.state()), job.state(3))
 
 
 def test_a_file_that_cannot_be_written_hides_nothing(job, tmp_path, monkeypatch):
     def full(*arguments, **keywords):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("purestep.checkpoint.save_file", full)
+    monkeypatch.setattr("purestep.checkpoint._files.save_file", full)
     with pytest.raises(ValueError, match="bad") as caught:
         fit(
             failing(job.step, 3, ValueError("bad")),
@@ -139,7 +163,7 @@ def test_a_file_that_cannot_be_written_hides_nothing(job, tmp_path, monkeypatch)
     assert same(caught.value.fit.state, plain_loop(job, 2)[0])
 
 
-def test_ctrl_c_in_a_step_is_heard_at_its_end(job, tmp_path):
+def test_ctrl_c_in_a_step_is_heard_at_its_end(job):
     finished = []
 
     def step(state, batch):
@@ -150,12 +174,11 @@ def test_ctrl_c_in_a_step_is_heard_at_its_end(job, tmp_path):
         finished.append(1)
         return result
 
-    path, before = tmp_path / "run.safetensors", signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt) as caught:
-        fit(step, job.state(), batches(job), steps=9, progress=False, checkpoint=path)
+        fit(step, job.state(), batches(job), steps=9, progress=False)
     assert len(finished) == 3
     assert same(caught.value.fit.state, plain_loop(job, 3)[0])
-    assert same(load(path, like=job.state(1)), plain_loop(job, 3)[0])
     assert signal.getsignal(signal.SIGINT) is before
 
 

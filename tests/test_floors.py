@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "purestep"
 FLOORS: dict[str, list[list[str]]] = {
     "0 ground": [
         ["_checks", "_tree", "_flat"],
-        ["_batches", "random", "objectives", "_structure", "precision"],
+        ["_batches", "_config", "random", "objectives", "_structure", "precision"],
         ["updates", "draws", "metrics"],
         ["functional", "_each"],
         ["state", "initialisation"],
@@ -29,7 +29,7 @@ FLOORS: dict[str, list[list[str]]] = {
         ["step", "per_example", "optimizers", "checkpoint", "data.sources", "data.tables", "data.pipeline", "data"],
         ["sam", "lbfgs", "execution"],
     ],
-    "3 shells": [["integrations", "measure"], ["laws"], ["fit"], ["demo", "_schedule_cli"], ["cli"]],
+    "3 shells": [["integrations", "measure"], ["laws"], ["fit"], ["demo", "_schedule_cli", "_inspect_cli"], ["cli"]],
 }
 ROWS = [row for rows in FLOORS.values() for row in rows]
 HEIGHT = {room: height for height, row in enumerate(ROWS) for room in row}

@@ -7,6 +7,7 @@ import torch
 
 import _resuming
 import purestep as ps
+from _runs import Run
 from purestep import laws
 from purestep.laws import LawViolation
 
@@ -42,6 +43,36 @@ def test_a_step_and_a_pipeline_are_resumable(parts):
     laws.check_resumable(step, state, Loader(), at=1, more=3)
     report = laws.check_resumable(step, state, [{"x": torch.ones(4, 3)}] * 4)
     assert report.held == ("saved", "resumed")
+
+
+def everything():
+    """A step with dropout, a schedule under a plateau that cuts it, a loss scale, and momentum."""
+    run = Run()
+
+    def step(state, batch):
+        state, metrics = run.plain_step(state, batch)
+        return run.machine.observe(state, {"loss": 1.0}), metrics
+
+    return step, run.state(), run.batches
+
+
+def test_a_plateau_a_loss_scale_and_a_key_are_resumed_with_the_rest():
+    report = laws.check_resumable(*everything(), at=3, more=5, rebuild=everything)
+    assert report.held == ("saved", "resumed", "data", "rebuilt")
+
+
+def test_the_place_is_in_the_checkpoint_as_fit_has_it(parts, monkeypatch):
+    saved = []
+    save = ps.checkpoint.save
+
+    def noted(path, state, **options):
+        saved.append(options)
+        return save(path, state, **options)
+
+    monkeypatch.setattr(ps.checkpoint, "save", noted)
+    laws.check_resumable(*parts, laws=["data"])
+    assert [list(options) for options in saved] == [["data"]]
+    assert saved[0]["data"]["position"] == 10
 
 
 def test_in_a_new_process(parts):

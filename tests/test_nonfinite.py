@@ -8,6 +8,7 @@ from tensordict import TensorDict
 from torch import nn
 
 import purestep as ps
+from _fit import kept
 from purestep.laws._compare import named_leaves, same_bits
 
 
@@ -178,11 +179,17 @@ def test_a_meta_gradient_may_pass_through_either_policy():
 def test_fit_hands_over_a_whole_state(raising, way, tmp_path):
     batches = [make_batch(), make_batch(), make_batch(float("nan")), make_batch()]
     with pytest.raises(ps.NonFiniteError) as caught:
-        ps.fit(raising, state_of(), batches, steps=4, checkpoint=tmp_path / "last.safetensors", progress=False)
+        ps.fit(raising, state_of(), batches, steps=4, checkpoint=tmp_path / "run", progress=False)
     state = caught.value.fit.state
     assert (int(state.step), int(state.calls)) == (2, 2)
     assert all(torch.isfinite(leaf).all() for leaf in state.params.values())
-    assert int(ps.checkpoint.load(tmp_path / "last.safetensors", like=state_of()).step) == 2
+    assert int(kept(tmp_path / "run", state_of()).step) == 2
+    # The batch was not used: the run that goes on meets it again, or another in its place.
+    with pytest.raises(ps.NonFiniteError):
+        ps.fit(raising, state_of(), batches, steps=4, checkpoint=tmp_path / "run", resume="auto", progress=False)
+    batches[2] = make_batch()
+    result = ps.fit(raising, state_of(), batches, steps=4, checkpoint=tmp_path / "run", resume="auto", progress=False)
+    assert int(result.state.step) == 4
 
 
 @pytest.mark.compiler

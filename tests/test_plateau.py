@@ -14,7 +14,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import purestep as ps
-from purestep.checkpoint import load
+from _fit import kept
 from purestep.schedules import plateau
 from purestep.schedules.plateau import Plateau
 from purestep.updates import FromContext, UpdateContext
@@ -250,8 +250,8 @@ def test_fit_feeds_each_scheduled_validation():
 def test_a_run_taken_up_again_is_the_unbroken_run(stop, tmp_path):
     job = Job()
     whole = job.fit(job.start(), 15).state
-    job.fit(job.start(), stop, checkpoint=tmp_path / "state.pt")
-    state = load(tmp_path / "state.pt", like=job.start())
+    job.fit(job.start(), stop, checkpoint=tmp_path / "run")
+    state = kept(tmp_path / "run", job.start())
     state = job.fit(state, 15 - stop).state
     assert (state == whole).all()
     assert state.aux["plateau", "scale"] == 0.25
@@ -263,12 +263,12 @@ def test_a_run_interrupted_by_its_validation_is_taken_up_as_if_it_had_not_been(t
 
     def interrupted(state):
         if state.calls == 6:
-            raise KeyboardInterrupt
+            raise OSError("the disk went away")
         return job.validate(state)
 
-    with pytest.raises(KeyboardInterrupt):
-        job.fit(job.start(), 15, validate=interrupted, checkpoint=tmp_path / "state.pt")
-    state = load(tmp_path / "state.pt", like=job.start())
+    with pytest.raises(OSError, match="went away"):
+        job.fit(job.start(), 15, validate=interrupted, checkpoint=tmp_path / "run")
+    state = kept(tmp_path / "run", job.start())
     assert (state.calls, state.aux["plateau", "seen"]) == (6, 3)
     assert (job.fit(state, 9).state == whole).all()
 

@@ -9,7 +9,7 @@ from purestep._forward import Context
 from purestep.derivatives import ggn_vp, hvp, jvp, value_and_grad
 from purestep.draws import UnkeyedDrawError
 from purestep.execution.compile import compile, compiler_missing
-from purestep.fit import evaluate, fit
+from purestep.fit import Stopped, evaluate, fit
 from purestep.functional import BoundModule, load_into
 from purestep.gradients import Gradient
 from purestep.initialisation import init_params
@@ -38,6 +38,7 @@ __all__ = [
     "Mean",
     "NonFiniteError",
     "Optimizer",
+    "Stopped",
     "TrainState",
     "UnkeyedDrawError",
     "UpdateContext",

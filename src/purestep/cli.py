@@ -1,4 +1,4 @@
-"""The command line: ``purestep demo``, ``purestep schedule`` and ``purestep bench``."""
+"""The command line: ``purestep demo``, ``schedule``, ``bench`` and ``inspect``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_demo(commands)
     _add_schedule(commands)
     _add_bench(commands)
+    _add_inspect(commands)
     options = parser.parse_args(arguments)
     try:
         options.run(options)
@@ -133,6 +134,27 @@ def _run_bench(options: argparse.Namespace) -> None:
         json_path=options.json,
         png_path=options.png,
     )
+
+
+def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    inspect = commands.add_parser(
+        "inspect",
+        help="show what is in a checkpoint, or how two differ",
+        description="Print what a checkpoint says of itself, the rates at its step, and its tensors in numbers. Every "
+        "byte is read and compared with the manifest; nothing in it is run.",
+    )
+    inspect.add_argument(
+        "path", type=Path, metavar="PATH", help="a checkpoint, or a folder of some: the newest of them"
+    )
+    inspect.add_argument("--diff", type=Path, metavar="OTHER", help="another one, to compare with")
+    inspect.add_argument("--tensors", action="store_true", help="a line for each tensor")
+    inspect.set_defaults(run=_run_inspect)
+
+
+def _run_inspect(options: argparse.Namespace) -> None:
+    from purestep import _inspect_cli
+
+    _inspect_cli.show(options.path, other=options.diff, tensors=options.tensors)
 
 
 def _schedule(text: str) -> Any:

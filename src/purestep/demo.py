@@ -161,17 +161,13 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> dict[str, Any
         tests = batches(test, transform, order=ps.data.sequential(len(test)), epochs=1)
         return float(ps.evaluate(evaluate, state, tests)["accuracy"])
 
+    folder = out / "checkpoint"
+    shutil.rmtree(folder, ignore_errors=True)  # of the demo before, which this one does not go on from
     began = time.perf_counter()
-    state = ps.fit(
-        step,
-        start(),
-        batches(train, drop_last=True),
-        steps=settings.steps,
-        checkpoint=out / "checkpoint.safetensors",
-    ).state
+    state = ps.fit(step, start(), batches(train, drop_last=True), steps=settings.steps, checkpoint=folder).state
     seconds = time.perf_counter() - began
     figures: dict[str, Any] = {"accuracy": accuracy(state), "train_seconds": seconds}
-    figures["schedule"], figures["checkpoint"] = _draw(rate, settings), out / "checkpoint.safetensors"
+    figures["schedule"], figures["checkpoint"] = _draw(rate, settings), ps.checkpoint.latest(folder)
     if settings.ablate:
         for kept, other in (("image", "tabular"), ("tabular", "image")):
             only = _without(other)

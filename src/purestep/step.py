@@ -220,7 +220,7 @@ def train_step(
 
     Returns:
         A pure function. Its metrics are the objective's (each mergeable by :func:`merge`), ``"loss"``, and what the
-        optimizer used, such as ``"learning_rate"``, a 0-d tensor.
+        optimizer used, such as ``"learning_rate"``, a 0-d tensor. Its attribute ``optimizer`` is the optimizer.
 
     Raises:
         TypeError, ValueError, NonFiniteError: as :func:`grad_step` and :func:`update_step`.
@@ -232,4 +232,5 @@ def train_step(
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         return update(state, gradient(state, batch))
 
+    train_step.optimizer = optimizer  # type: ignore[attr-defined]  # for a checkpoint to record
     return train_step

@@ -217,7 +217,8 @@ class Stream:
         self.skipped += len(made.skipped)
         if self._work.in_order:
             self._place, self._digest = Place(block.epoch, block.end), block.digest
-            self._handed_out = [span for span in self._handed_out if span[:2] >= self._place]
+            if self._handed_out:
+                self._handed_out = [span for span in self._handed_out if span[:2] >= self._place]
         else:
             self._handed_out = sorted([*self._handed_out, (block.epoch, block.start, block.end)])
         self._close_the_gap()

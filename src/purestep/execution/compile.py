@@ -43,8 +43,8 @@ def compile(
         dynamic, options: as in ``torch.compile``; ``options`` are inductor's.
 
     Returns:
-        A function of the same arguments and results. Called inside ``torch.func`` transforms or another compilation,
-        it is ``step`` itself, without donation.
+        A function of the same arguments, results and attributes. Called inside ``torch.func`` transforms or another
+        compilation, it is ``step`` itself, without donation.
 
     Raises:
         TypeError: ``step`` is no function; at the call, a state that is no :class:`TrainState`, or a batch that is not

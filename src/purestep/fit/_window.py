@@ -32,7 +32,9 @@ class Window:
         self._alike = False  # whether the terms can be stacked as they are
         self._sums: Tensor | None = None
         self._others: dict[str, Any] = {}
+        self._read: list[list[Any]] = []  # what was read of the others, until a batch shows what they are made of
         self.steps = 0
+        self.resumed = 0  # how many of the steps are those of an earlier run
 
     def add(self, metrics: Any) -> None:
         """Pool the metrics of one more batch; they must have the names and terms of those before."""
@@ -50,12 +52,14 @@ class Window:
                 others[name] = metric.value() if self._last_bare and kind is Bare else metric
             form.append((name, len(means)))
         if not self.steps:
-            self._begin(form, terms, others)
+            self._form = form
         elif form != self._form:
             raise ValueError(
                 f"metrics must have the same names and terms for every batch, got {_described(self._form)} and then "
                 f"{_described(form)}"
             )
+        if self.steps == self.resumed:
+            self._begin(terms, others)
         for name, metric in others.items():
             known = self._others.get(name)
             if isinstance(metric, Tensor):
@@ -70,11 +74,44 @@ class Window:
             self._sums = vector.to(_wide(vector.device)) if self._sums is None else self._sums.add_(vector)
         self.steps += 1
 
-    def _begin(self, form: list[tuple[str, int]], terms: list[Tensor], others: dict[str, Any]) -> None:
+    def _begin(self, terms: list[Tensor], others: dict[str, Any]) -> None:
         for name, metric in others.items():
             _check_metric(name, metric)
-        self._form = form
         self._alike = all(term.is_floating_point() and term.device == terms[0].device for term in terms)
+        if self._sums is not None:
+            self._sums = self._sums.to(terms[0].device, _wide(terms[0].device))
+        for (name, metric), leaves in zip(others.items(), self._read, strict=bool(self._read)):
+            if not isinstance(metric, Tensor):
+                self._others[name] = _rebuilt(name, leaves, metric)
+        self._read = []
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what ``Window.resume`` goes on from: tensors by name, and the rest as JSON has it.
+
+        Raises:
+            TypeError: a metric that torch cannot take apart into tensors.
+        """
+        tensors = {} if self._sums is None else {"sums": self._sums}
+        others = []
+        for position, (name, metric) in enumerate(self._others.items()):
+            leaves = [] if isinstance(metric, Tensor) else pytree.tree_leaves(metric)  # of tensors, the last stays
+            others.append([_kind(name, leaf) for leaf in leaves])
+            for place, leaf in enumerate(leaves):
+                tensors[f"other-{position}-{place}"] = torch.as_tensor(leaf)
+        form = [list(each) for each in self._form]
+        return tensors, {"last_bare": self._last_bare, "steps": self.steps, "form": form, "others": others}
+
+    @classmethod
+    def resume(cls, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Window:
+        """Return a window that goes on with the next batch from where ``state()`` was, and cannot be pooled before."""
+        window = cls(last_bare=about["last_bare"])
+        window._form = [(name, count) for name, count in about["form"]]
+        window.steps = window.resumed = about["steps"]
+        window._sums = tensors.get("sums")
+        for position, kinds in enumerate(about["others"]):
+            read = (tensors[f"other-{position}-{place}"] for place in range(len(kinds)))
+            window._read.append([_as(kind, leaf) for kind, leaf in zip(kinds, read, strict=True)])
+        return window
 
     def pooled(self) -> dict[str, Any]:
         """Return the metrics of all batches so far, by name, in the order of the first."""
@@ -122,6 +159,37 @@ class Reading:
         if self._event is not None:
             self._event.synchronize()
         return dict(zip(self._names, self._vector.tolist(), strict=True))
+
+
+_PLAIN = {"bool": bool, "int": int, "float": float}
+
+
+def _kind(name: str, leaf: Any) -> str:
+    """Return what a leaf of a metric is: a tensor, or a number that a tensor keeps for it."""
+    kind = "tensor" if isinstance(leaf, Tensor) else type(leaf).__name__
+    if kind != "tensor" and _PLAIN.get(kind) is not type(leaf):
+        raise TypeError(
+            f"metric {name!r} must be made of tensors and numbers to be kept in a checkpoint, got {leaf!r} in it: "
+            "register its class with torch.utils._pytree.register_pytree_node"
+        )
+    return kind
+
+
+def _as(kind: str, leaf: Tensor) -> Any:
+    return leaf if kind == "tensor" else leaf.item()
+
+
+def _rebuilt(name: str, leaves: list[Any], like: Any) -> Any:
+    """Return a metric of these leaves, each where it is in ``like``."""
+    there, spec = pytree.tree_flatten(like)
+    if len(there) != len(leaves):
+        raise ValueError(
+            f"metric {name!r} must be what it was in the run that is resumed, of {len(leaves)} tensors, got a "
+            f"{type(like).__name__} of {len(there)}"
+        )
+    pairs = zip(leaves, there, strict=True)
+    moved = [a.to(b.device) if isinstance(a, Tensor) and isinstance(b, Tensor) else a for a, b in pairs]
+    return pytree.tree_unflatten(moved, spec)
 
 
 def _one_number(name: str, metric: Any) -> Tensor:

@@ -54,7 +54,7 @@ def check_resumable(
 
     - ``saved``: what :func:`purestep.checkpoint.load` returns has the bits of what was saved;
     - ``resumed``: after the load, each step returns the bits that the unbroken run has there;
-    - ``data``: a loader goes on with the batch that follows, from the ``state_dict()`` in the checkpoint's ``extra``;
+    - ``data``: a loader goes on with the batch that follows, from the ``state_dict()`` in the checkpoint;
     - ``rebuilt``: the same of what ``rebuild()`` makes: nothing was remembered in a closure;
     - ``new process``: the same in a fresh interpreter (with ``new_process=True``; it takes some seconds).
 
@@ -86,7 +86,7 @@ def check_resumable(
     run = _Run(step, state, batches)
     unbroken = run.unbroken(at, more)
     with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "at.safetensors")
+        path = os.path.join(folder, "at")
 
         def resumed() -> _Part:
             run.save(path, at)
@@ -120,11 +120,11 @@ class _Run:
         """Take the first steps, save, and return what was saved."""
         part = self._go(self.state, self._begin, at)
         kept = part.state.clone()
-        checkpoint.save(path, part.state, extra=part.place)
+        checkpoint.save(path, part.state, data=part.place)
         return kept
 
     def resume(self, path: str, at: int, more: int) -> _Part:
-        place = checkpoint.load_extra(path) if self.loads else at
+        place = checkpoint.load_data(path) if self.loads else at
         if self.loads:  # one that ignores what it loads would stand at the right place by chance
             next(iter(self.batches), None)
         return self._go(checkpoint.load(path, like=self.state), place, more)
