@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import shutil
+
 import pytest
 import torch
 
@@ -52,3 +55,19 @@ def test_latest_passes_over_what_is_damaged(tmp_path):
         data_file(tmp_path / name).unlink()
     with pytest.warns(UserWarning, match="there is no whole one"):
         assert latest(tmp_path) is None
+
+
+def test_a_writer_that_keeps_one_is_overtaken_by_nobody(tmp_path, monkeypatch):
+    """The one that was listed is taken away, and a newer one put there, before it is read."""
+    module = importlib.import_module("purestep.checkpoint.latest")
+    real = module.verify
+    save(tmp_path / "a", numbered(0, 1))
+
+    def overtaken(path):
+        if path.name == "a":
+            save(tmp_path / "b", numbered(0, 2))
+            shutil.rmtree(path, ignore_errors=True)
+        return real(path)
+
+    monkeypatch.setattr(module, "verify", overtaken)
+    assert latest(tmp_path) == tmp_path / "b"

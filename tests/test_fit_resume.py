@@ -342,6 +342,7 @@ def test_the_optimizer_is_that_of_the_step(job, tmp_path):
     manifest = read_manifest(latest(tmp_path))
     assert manifest.optimizer["name"] == "chain"
     assert ps.compile(job.step).optimizer is job.step.optimizer is job.optimizer
+    assert ps.sam_step(job.model, job.objective, job.optimizer, rho=0.1).optimizer is job.optimizer
     run = Run()
     run.fit(2, checkpoint=tmp_path / "other")
     assert read_manifest(latest(tmp_path / "other")).optimizer is None  # of a function of one's own

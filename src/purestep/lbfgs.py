@@ -147,6 +147,7 @@ def _searching_step(
         used = {"step_length": found.low.t, "evaluations": found.tried, **kept}
         return after, {**first.metrics, **optimizer.hyperparams(opt_state, context), **used}
 
+    lbfgs_step.optimizer = optimizer  # type: ignore[attr-defined]  # for a checkpoint to record
     return lbfgs_step
 
 

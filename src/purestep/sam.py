@@ -71,7 +71,7 @@ def sam_step(
 
     Returns:
         A pure function. Its metrics are those of :func:`train_step`, at θ, and ``"perturbed_loss"``, the loss at
-        θ + e.
+        θ + e. Its attribute ``optimizer`` is the optimizer.
 
     Raises:
         TypeError, ValueError, NonFiniteError: as :func:`train_step`; ``rho`` or ``eta`` out of range, ``adaptive`` is
@@ -98,6 +98,7 @@ def sam_step(
         metrics = {**first.metrics, PERTURBED: second.metrics["loss"]}
         return update(state, Gradient(second.total, second.weight, first.buffers, metrics))
 
+    sam_step.optimizer = optimizer  # type: ignore[attr-defined]  # for a checkpoint to record
     return sam_step
 
 

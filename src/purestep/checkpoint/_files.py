@@ -38,7 +38,8 @@ def locked(folder: Path) -> Iterator[None]:
         CheckpointLockedError: another process, or another thread of this one, holds it.
         OSError: the lock's file cannot be made.
     """
-    lock = FileLock(folder / LOCK, timeout=0)
+    # Whoever closes a manager may be another thread than the one that opened it.
+    lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
     try:
         lock.acquire()
     except Timeout:

@@ -6,6 +6,7 @@ letter for letter, what would be written for the fields it says.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import platform
@@ -104,13 +105,17 @@ def data_file(sha256: str) -> str:
     return f"state-{sha256[:12]}.safetensors"
 
 
+@functools.cache
+def _own_version() -> str:
+    try:
+        return version("purestep")
+    except PackageNotFoundError:  # a source tree on the path, not installed
+        return "unknown"
+
+
 def versions() -> dict[str, str]:
     """Return the versions that a manifest records."""
-    try:
-        own = version("purestep")
-    except PackageNotFoundError:  # a source tree on the path, not installed
-        own = "unknown"
-    return {"purestep": own, "torch": str(torch.__version__), "python": platform.python_version()}
+    return {"purestep": _own_version(), "torch": str(torch.__version__), "python": platform.python_version()}
 
 
 def now() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,11 @@ def check_name(path: Any) -> Path:
     if not os.fspath(path) or "\0" in os.fspath(path):
         raise ValueError(f"path must be the name of a folder, got {os.fspath(path)!r}")
     folder = Path(path)
-    if folder.exists() and not folder.is_dir():
+    try:  # asked once: a folder may be removed meanwhile
+        mode = os.stat(folder).st_mode
+    except OSError:
+        return folder  # who opens it is told why
+    if not stat.S_ISDIR(mode):
         raise CheckpointError(f"path must be the name of a folder, got the file {os.fspath(path)!r}: {WHAT_IT_IS}")
     return folder
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from purestep.checkpoint import _manifest, _paths
 from purestep.checkpoint._errors import CheckpointError
+from purestep.checkpoint._manifest import Manifest
 from purestep.checkpoint.reading import read_manifest, verify
 
 
@@ -32,34 +33,41 @@ def latest(folder: str | os.PathLike[str]) -> Path | None:
     if _looks_like_one(top):
         verify(top)
         return top
-    found: list[tuple[Any, Path]] = []
     damaged: list[str] = []
-    for path in _candidates(top):
-        try:
-            manifest = read_manifest(path)
-            found.append(((manifest.calls, manifest.step, manifest.saved), path))
-        except FileNotFoundError:
-            continue  # removed since
-        except (CheckpointError, OSError) as error:
-            damaged.append(str(error))
-    newest = _first_whole([path for _, path in sorted(found, reverse=True)], damaged)
+    newest = _newest(top, damaged)
     if damaged:
         what = f"took {os.fspath(newest)!r}" if newest else "there is no whole one"
         warnings.warn(f"passed over what is no whole checkpoint, {what}: {'; '.join(damaged)}", stacklevel=2)
     return newest
 
 
-def _first_whole(paths: list[Path], damaged: list[str]) -> Path | None:
-    for path in paths:
-        try:
-            verify(path)
-        except FileNotFoundError:
-            continue
-        except (CheckpointError, OSError) as error:
-            damaged.append(str(error))
-        else:
-            return path
-    return None
+def _newest(top: Path, damaged: list[str]) -> Path | None:
+    """Return the newest whole one, and say of each that is damaged why."""
+    paths = _candidates(top)
+    while True:
+        del damaged[:]
+        found = []
+        for path in paths:
+            manifest = _whole(read_manifest, path, damaged)
+            if manifest is not None:
+                found.append(((manifest.calls, manifest.step, manifest.saved), path))
+        for _, path in sorted(found, reverse=True):
+            if _whole(verify, path, damaged) is not None:
+                return path
+        # A writer may have taken away what was listed, after putting a newer one there.
+        before, paths = paths, _candidates(top)
+        if paths == before:
+            return None
+
+
+def _whole(read: Callable[[Path], Manifest], path: Path, damaged: list[str]) -> Manifest | None:
+    try:
+        return read(path)
+    except FileNotFoundError:
+        return None  # removed since
+    except (CheckpointError, OSError) as error:
+        damaged.append(str(error))
+        return None
 
 
 def _candidates(top: Path) -> list[Path]:
