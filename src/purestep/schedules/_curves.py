@@ -11,7 +11,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from purestep import _tree
 from purestep.schedules._hyperparameters import Number
 
 
@@ -54,8 +56,15 @@ def raised(base: Tensor, exponent: Number) -> Tensor:
     """``base ** exponent`` for ``base >= 0``; where its slope at 0 is infinite, it is taken to be 0."""
     if not isinstance(exponent, Tensor) and exponent >= 1:
         return base if exponent == 1 else base**exponent
+    if not isinstance(exponent, Tensor) and exponent > 0 and _is_plain(base):
+        return base**exponent
     positive = base > 0
     return torch.where(positive, torch.where(positive, base, 1.0) ** exponent, 0.0)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether nobody differentiates by it, so that a slope does not matter."""
+    return not (tensor.requires_grad or _tree.is_transformed() or forward_ad._current_level >= 0)
 
 
 def periods(step: Tensor, length: Number) -> Tensor:

@@ -35,6 +35,8 @@ def constant(step: Tensor, value: Number) -> Tensor:
 
     Equivalents: ``optax.constant_schedule(value)``; transformers' ``get_constant_schedule``; in torch, no scheduler.
     """
+    if not isinstance(value, Tensor) and not step.requires_grad:
+        return torch.full_like(step, value)
     return torch.add(like(step, value), step, alpha=0.0)  # in the shape of step, and a function of it
 
 

@@ -82,12 +82,16 @@ def piecewise_interpolate(
     Equivalents: ``optax.piecewise_interpolate_schedule(kind, init, boundaries_and_scales)``, where the values are
     products of the scales.
     """
-    starts = (0, *boundaries)
-    value = like(step, values[-1]) + 0.0 * step
+    # Each line is finite everywhere, so it needs no steps held back where another value is chosen; a length that is a
+    # tensor may be zero.
+    held = any(isinstance(boundary, Tensor) for boundary in boundaries)
+    value: Tensor = like(step, values[-1])
     for i in reversed(range(len(boundaries))):
-        over = torch.clamp((step - starts[i]) / (starts[i + 1] - starts[i]), min=0.0, max=1.0)
-        value = torch.where(step < starts[i + 1], between(values[i], values[i + 1], eased(over, kind)), value)
-    return value
+        start = boundaries[i - 1] if i else 0
+        over = (step - start if i else step) / (boundaries[i] - start)
+        over = torch.clamp(over, min=0.0, max=1.0) if held else over
+        value = torch.where(step < boundaries[i], between(values[i], values[i + 1], eased(over, kind)), value)
+    return value if boundaries else value + 0.0 * step
 
 
 @schedule(check=_check_multiplicative)
