@@ -83,3 +83,10 @@ def passed(step: Tensor, boundaries: Sequence[Number]) -> Tensor:
 def like(reference: Tensor, value: Number) -> Tensor:
     """``value`` as a 0-d tensor like ``reference``: a branch of ``torch.where`` should be no Python number."""
     return value if isinstance(value, Tensor) else torch.full((), value, dtype=reference.dtype, device=reference.device)
+
+
+def filled(step: Tensor, value: Number) -> Tensor:
+    """``value`` in the shape of ``step``, and a function of it."""
+    if not isinstance(value, Tensor) and not step.requires_grad:
+        return torch.full_like(step, value)
+    return torch.add(like(step, value), step, alpha=0.0)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from purestep.schedules._curves import between, half_cosine, like, progress, raised
+from purestep.schedules._curves import between, filled, half_cosine, progress, raised
 from purestep.schedules._decorator import schedule
 from purestep.schedules._hyperparameters import Number, Steps, above, at_least, ordered
 
@@ -35,9 +34,7 @@ def constant(step: Tensor, value: Number) -> Tensor:
 
     Equivalents: ``optax.constant_schedule(value)``; transformers' ``get_constant_schedule``; in torch, no scheduler.
     """
-    if not isinstance(value, Tensor) and not step.requires_grad:
-        return torch.full_like(step, value)
-    return torch.add(like(step, value), step, alpha=0.0)  # in the shape of step, and a function of it
+    return filled(step, value)
 
 
 @schedule(check=_check_linear)

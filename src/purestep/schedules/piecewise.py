@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from purestep.schedules._curves import between, eased, like, passed
+from purestep.schedules._curves import between, eased, filled, like, passed
 from purestep.schedules._decorator import schedule
 from purestep.schedules._hyperparameters import Number, Steps, at_least, fraction, increasing, one_more
 
@@ -58,7 +58,8 @@ def piecewise_constant(step: Tensor, values: Sequence[Number], boundaries: Seque
     the scales. ``torch.optim.lr_scheduler.ConstantLR(optimizer, factor, total_iters)`` is
     ``piecewise_constant((base * factor, base), (total_iters,))``; torch's factor may not be 0.
     """
-    value = torch.add(like(step, values[0]), step, alpha=0.0)
+    # Where nobody differentiates by the step, the choice among the values is enough of a function of it.
+    value = like(step, values[0]) if boundaries and not step.requires_grad else filled(step, values[0])
     for boundary, following in zip(boundaries, values[1:], strict=True):
         value = torch.where(step < boundary, value, like(step, following))
     return value
@@ -91,7 +92,7 @@ def piecewise_interpolate(
         over = (step - start if i else step) / (boundaries[i] - start)
         over = torch.clamp(over, min=0.0, max=1.0) if held else over
         value = torch.where(step < boundaries[i], between(values[i], values[i + 1], eased(over, kind)), value)
-    return value if boundaries else value + 0.0 * step
+    return value if boundaries else filled(step, values[0])
 
 
 @schedule(check=_check_multiplicative)
