@@ -192,11 +192,18 @@ def test_fit_hands_over_a_whole_state(raising, way, tmp_path):
     assert int(result.state.step) == 4
 
 
+SMALL = nn.Linear(3, 1).double(), ps.sgd(0.05)  # what is quick to compile
+
+
+def small_step():
+    return ps.train_step(SMALL[0], objective, SMALL[1])
+
+
 @pytest.mark.compiler
 def test_a_donated_ensemble_is_whole_where_one_replica_raises():
-    step = ps.compile(torch.vmap(step_of(), in_dims=(0, None)), donate=True)
-    states = [state_of(), state_of()]
-    states[1].params["0.weight"].fill_(float("nan"))
+    step = ps.compile(torch.vmap(small_step(), in_dims=(0, None)), donate=True)
+    states = [ps.init_state(*SMALL, seed=0), ps.init_state(*SMALL, seed=0)]
+    states[1].params["weight"].fill_(float("nan"))
     state = torch.stack(states)
     kept = state.clone()
     with pytest.raises(ps.NonFiniteError):
@@ -206,14 +213,14 @@ def test_a_donated_ensemble_is_whole_where_one_replica_raises():
 
 @pytest.mark.compiler
 def test_a_donated_step_of_two_is_whole_where_the_second_raises():
-    inner = step_of()
+    inner = small_step()
 
     def both(state, batches):
         state, first = inner(state, batches[0])
         state, second = inner(state, batches[1])
         return state.replace(aux=TensorDict({"skipped": state.aux["skipped"] + 7})), ps.merge(first, second)
 
-    step, state = ps.compile(both, donate=True), state_of()
+    step, state = ps.compile(both, donate=True), ps.init_state(*SMALL, seed=0)
     kept = state.clone()
     with pytest.raises(ps.NonFiniteError, match="the loss is nan"):
         step(state, [make_batch(), make_batch(float("nan"))])
