@@ -41,7 +41,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python bench/orders.py --json runs/bench
 	$(BIN)/python bench/measure_self_check.py --max-time 1 --json runs/bench/measure_self_check.json
 
-# Everything, with the peers, on one thread and on all, some 20 minutes: what docs/performance.md has. They are not
+# Everything, with the peers, on one thread and on all, some 40 minutes: what docs/performance.md has. They are not
 # pinned: each result says which versions it is of.
 bench-peers: $(VENV)/.peers
 	$(BIN)/python bench/step_overhead.py
@@ -63,7 +63,7 @@ bench-peers: $(VENV)/.peers
 	$(BIN)/python bench/optimizer_memory.py
 	$(BIN)/python bench/data.py
 	$(BIN)/python bench/orders.py
-	$(BIN)/python bench/checkpoint.py
+	$(BIN)/python bench/checkpoint.py save load call
 	$(BIN)/python bench/fill_tables.py
 
 # 20,000 steps with logging and saving, which must not leak, some 3 minutes; and the laws on models of transformers,
