@@ -99,18 +99,7 @@ def fit(
     write.
     """
     check(
-        step,
-        state,
-        batches,
-        steps,
-        validate,
-        validate_every,
-        observe,
-        log_every,
-        loggers,
-        checkpoint,
-        resume,
-        progress,
+        step, state, batches, steps, validate, validate_every, observe, log_every, loggers, checkpoint, resume, progress
     )
     saving = Saving(checkpoint, step)
     interrupts = Interrupts(saves=checkpoint is not None)
